@@ -1,0 +1,1 @@
+//! Whether the host must reboot, and why.

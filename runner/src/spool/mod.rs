@@ -1,0 +1,1 @@
+//! The local spool of jobs: claim one, run it, write its result.
