@@ -1,1 +1,16 @@
-//! x
+//! What the stories stand on: real services, and hosts to run the real programs on.
+//!
+//! A story starts what it needs and owns it. Each service is the real program, in a private
+//! directory, on a loopback port nobody else has, and ends with the value that stands for it. A
+//! [`host::RunnerHost`] is a build host made of namespaces: it has its own processes, `/run`, users,
+//! host name and boot id, so that a sweep or a reboot on it cannot reach the machine.
+//!
+//! Nothing here skips silently: a component that is missing fails the test with the command that
+//! installs it. Only what needs root is skipped without it, and says so ([`host::have_root`]).
+
+pub mod host;
+pub mod port;
+pub mod process;
+pub mod programs;
+pub mod services;
+pub mod wait;

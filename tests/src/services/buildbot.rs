@@ -1,0 +1,205 @@
+//! A Buildbot master with SQLite, its REST interface, and the account of one worker.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{READY_LIMIT, client, get};
+use crate::port::Port;
+use crate::process::Process;
+use crate::programs;
+
+/// What differs between masters.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of the one worker.
+    pub worker: String,
+    /// Its password.
+    pub password: String,
+    /// A builder beside `good`, `leaky` and `failing`: the job that is on the host's reboot list.
+    pub listed_job: String,
+}
+
+/// A running master.
+#[derive(Debug)]
+pub struct Buildbot {
+    process: Process,
+    pb: Port,
+    www: Port,
+    held: Port,
+    /// Builder ids by name, as its REST interface wants them.
+    builders: Vec<(String, u64)>,
+    _directory: TempDir,
+}
+
+/// A build the master has finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Build {
+    /// Name of its builder.
+    pub job: String,
+    /// Buildbot's code: 0 is success, 2 is failure.
+    pub results: u64,
+}
+
+impl Buildbot {
+    /// Makes a master and starts it.
+    ///
+    /// # Panics
+    ///
+    /// If Buildbot is not installed or the master does not become ready.
+    #[must_use]
+    pub fn start(settings: &Settings) -> Self {
+        let directory = TempDir::with_prefix("farm-buildbot-").expect("a temporary directory");
+        let (pb, www, held) = (Port::reserve(), Port::reserve(), Port::reserve());
+        let log = directory.path().join("master.log");
+        let settings = json!({
+            "worker": settings.worker,
+            "password": settings.password,
+            "listed_job": settings.listed_job,
+            "pb_port": pb.number(),
+            "www_port": www.number(),
+            "held_port": held.number(),
+        });
+        write_master(directory.path(), &settings);
+        let mut process = Process::start(
+            &programs::python_environment().join("bin/buildbot"),
+            ["start", "--nodaemon", "."],
+            directory.path(),
+            &log,
+        );
+        let builders = process.ready(READY_LIMIT, || builders(www.number()));
+        Self {
+            process,
+            pb,
+            www,
+            held,
+            builders,
+            _directory: directory,
+        }
+    }
+
+    /// Port for workers.
+    #[must_use]
+    pub const fn worker_port(&self) -> u16 {
+        self.pb.number()
+    }
+
+    /// The port that a job of `leaky` leaves a daemon on, and that every job begins with taking.
+    #[must_use]
+    pub const fn held_port(&self) -> u16 {
+        self.held.number()
+    }
+
+    /// Asks for one build of each job. The master hands them out in this order.
+    ///
+    /// # Panics
+    ///
+    /// If the master refuses.
+    pub fn submit(&self, jobs: &[&str]) {
+        for (position, job) in jobs.iter().enumerate() {
+            let priority = jobs.len() - position;
+            self.force(job, priority);
+        }
+    }
+
+    /// Every finished build, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// If the master does not answer.
+    pub fn finished(&self) -> reqwest::Result<Vec<Build>> {
+        let url = format!("{}/builds", api(self.www.number()));
+        let answer: Value = get(&url, &[("complete", "true"), ("order", "buildid")])?.json()?;
+        let builds = answer["builds"].as_array().cloned().unwrap_or_default();
+        Ok(builds.iter().map(|build| self.build(build)).collect())
+    }
+
+    /// How many builds wait for a worker.
+    ///
+    /// # Errors
+    ///
+    /// If the master does not answer.
+    pub fn pending(&self) -> reqwest::Result<usize> {
+        let url = format!("{}/buildrequests", api(self.www.number()));
+        let answer: Value = get(&url, &[("complete", "false"), ("claimed", "false")])?.json()?;
+        Ok(answer["buildrequests"].as_array().map_or(0, Vec::len))
+    }
+
+    /// The last lines of its log.
+    #[must_use]
+    pub fn last_lines(&self) -> String {
+        self.process.last_lines()
+    }
+
+    fn force(&self, job: &str, priority: usize) {
+        let (_, builder) = self
+            .builders
+            .iter()
+            .find(|(name, _)| name == job)
+            .unwrap_or_else(|| panic!("no builder `{job}`"));
+        let request = json!({
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "force",
+            "params": { "builderid": builder, "reason": "story", "priority": priority },
+        });
+        let url = format!("{}/forceschedulers/force", api(self.www.number()));
+        let answer: reqwest::Result<Value> = client()
+            .post(url)
+            .json(&request)
+            .send()
+            .and_then(reqwest::blocking::Response::json);
+        let answer = answer.unwrap_or_else(|error| panic!("the master took no request: {error}"));
+        assert!(answer["error"].is_null(), "the master refused: {answer}");
+    }
+
+    fn build(&self, build: &Value) -> Build {
+        let id = build["builderid"].as_u64();
+        let builder = self.builders.iter().find(|(_, known)| Some(*known) == id);
+        Build {
+            job: builder.map_or_else(String::new, |(name, _)| name.clone()),
+            results: build["results"].as_u64().unwrap_or(u64::MAX),
+        }
+    }
+}
+
+fn api(port: u16) -> String {
+    format!("http://127.0.0.1:{port}/api/v2")
+}
+
+/// The builders, once the master answers and has made them.
+fn builders(port: u16) -> Result<Vec<(String, u64)>, String> {
+    let url = format!("{}/builders", api(port));
+    let answer: Value = get(&url, &[])
+        .and_then(reqwest::blocking::Response::json)
+        .map_err(|error| error.to_string())?;
+    let builders: Vec<_> = answer["builders"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|row| Some((row["name"].as_str()?.to_owned(), row["builderid"].as_u64()?)))
+        .collect();
+    if builders.is_empty() {
+        return Err("it has no builders yet".to_owned());
+    }
+    Ok(builders)
+}
+
+fn write_master(directory: &Path, settings: &Value) {
+    let output = Command::new(programs::python_environment().join("bin/buildbot"))
+        .args(["create-master", "--quiet"])
+        .arg(directory)
+        .output()
+        .expect("buildbot is installed");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "create-master: {complaints}");
+    fs_err::write(
+        directory.join("master.cfg"),
+        include_str!("../../buildbot/master.cfg"),
+    )
+    .expect("a temporary directory can be written");
+    fs_err::write(directory.join("settings.json"), settings.to_string())
+        .expect("a temporary directory can be written");
+}
