@@ -1,0 +1,105 @@
+//! A token that never shows: read from a file only its owner may read, redacted in every output.
+
+use std::fmt;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// Longest token taken, in bytes. InfluxDB's have 88; JSON web tokens have a few thousand.
+const LONGEST: u64 = 16 << 10;
+
+/// A token or password.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    /// The token itself: for a request header and nothing else.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// `text` without this secret, should a server have repeated it.
+    pub(crate) fn redact(&self, text: &str) -> String {
+        text.replace(&self.0, "[token]")
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret([redacted])")
+    }
+}
+
+/// Why a token file is not used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SecretError {
+    #[error(
+        "cannot read the token file: {0}: expected a file of mode 0600 owned by the running user"
+    )]
+    Unreadable(#[source] std::io::Error),
+    #[error("`{}` is not a file: expected a file that holds the token", .0.display())]
+    NotAFile(PathBuf),
+    #[error(
+        "`{path}` may be read by others (mode {mode:04o}): run `chmod 600 {path}`",
+        path = .path.display()
+    )]
+    TooOpen { path: PathBuf, mode: u32 },
+    #[error(
+        "`{path}` belongs to user {owner}: expected root or the running user; run `chown root {path}`",
+        path = .path.display()
+    )]
+    Owner { path: PathBuf, owner: u32 },
+    #[error(
+        "`{}` holds no token: expected one line of printable ASCII characters without space",
+        .0.display()
+    )]
+    NoToken(PathBuf),
+}
+
+/// The token in `path`, if only root or the running user can have written it and read it.
+pub(crate) fn read(path: &Path) -> Result<Secret, SecretError> {
+    // Not blocking: the path could name a FIFO without writer.
+    let file = fs_err::os::unix::fs::OpenOptionsExt::custom_flags(
+        fs_err::OpenOptions::new().read(true),
+        rustix::fs::OFlags::NONBLOCK.bits().cast_signed(),
+    )
+    .open(path)
+    .map_err(SecretError::Unreadable)?;
+    // Asked of the open file, so that what is checked is what is read.
+    let metadata = file.metadata().map_err(SecretError::Unreadable)?;
+    if !metadata.is_file() {
+        return Err(SecretError::NotAFile(path.to_owned()));
+    }
+    let owner = metadata.uid();
+    if owner != 0 && owner != nix::unistd::Uid::effective().as_raw() {
+        return Err(SecretError::Owner {
+            path: path.to_owned(),
+            owner,
+        });
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(SecretError::TooOpen {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let mut text = String::new();
+    match file.take(LONGEST).read_to_string(&mut text) {
+        Ok(_) => parse(&text).ok_or_else(|| SecretError::NoToken(path.to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Err(SecretError::NoToken(path.to_owned()))
+        }
+        Err(error) => Err(SecretError::Unreadable(error)),
+    }
+}
+
+/// One word that fits into a header.
+fn parse(text: &str) -> Option<Secret> {
+    let token = text.trim();
+    let fits = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    fits.then(|| Secret(token.to_owned()))
+}
+
+#[cfg(test)]
+mod tests;
