@@ -9,8 +9,10 @@
 //! installs it. Only what needs root is skipped without it, and says so ([`host::have_root`]).
 
 pub mod host;
-pub mod port;
+
+pub mod place;
 pub mod process;
 pub mod programs;
 pub mod services;
+pub mod unique;
 pub mod wait;

@@ -16,7 +16,7 @@ use crate::{programs, wait};
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Lines of a log that are shown when a test fails.
-const SHOWN_LINES: usize = 60;
+const SHOWN_LINES: usize = 25;
 
 /// A running program in a process group of its own, with a log. Dropping it kills the group, and
 /// the kernel does so if the test itself is killed.
@@ -116,6 +116,16 @@ impl Process {
     pub fn ended(&mut self, limit: Duration) -> ExitStatus {
         let what = format!("`{}` to end", self.name);
         wait::until(&what, limit, || self.try_wait().ok_or("it still runs"))
+    }
+
+    /// Waits until it has ended by itself, without a limit and without the delay of looking now and
+    /// then: for measurements.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel denies that it is our child.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("it is our child")
     }
 
     /// Ends it in its own way, by SIGTERM, and waits until it is gone.

@@ -18,6 +18,7 @@ fn a_worker_takes_one_build_leaves_its_name_and_result_and_ends() {
         worker: "bld-1".to_owned(),
         password: "pass".to_owned(),
         listed_job: "android-release".to_owned(),
+        host_daemon: "/nonexistent".into(),
     });
     let host = TempDir::with_prefix("farm-worker-").unwrap();
     let environment = programs::python_environment();

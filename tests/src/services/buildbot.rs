@@ -1,15 +1,15 @@
 //! A Buildbot master with SQLite, its REST interface, and the account of one worker.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{READY_LIMIT, client, get};
-use crate::port::Port;
 use crate::process::Process;
 use crate::programs;
+use crate::unique::Port;
 
 /// What differs between masters.
 #[derive(Clone, Debug)]
@@ -18,8 +18,10 @@ pub struct Settings {
     pub worker: String,
     /// Its password.
     pub password: String,
-    /// A builder beside `good`, `leaky` and `failing`: the job that is on the host's reboot list.
+    /// A builder beside `good`, `leaky`, `delegating` and `failing`: the job on the host's reboot list.
     pub listed_job: String,
+    /// A pipe on the host: a daemon runs each line that `delegating` writes to it as a command.
+    pub host_daemon: PathBuf,
 }
 
 /// A running master.
@@ -53,11 +55,12 @@ impl Buildbot {
     pub fn start(settings: &Settings) -> Self {
         let directory = TempDir::with_prefix("farm-buildbot-").expect("a temporary directory");
         let (pb, www, held) = (Port::reserve(), Port::reserve(), Port::reserve());
-        let log = directory.path().join("master.log");
+        let log = directory.path().join("twistd.log");
         let settings = json!({
             "worker": settings.worker,
             "password": settings.password,
             "listed_job": settings.listed_job,
+            "host_daemon": settings.host_daemon,
             "pb_port": pb.number(),
             "www_port": www.number(),
             "held_port": held.number(),
@@ -82,13 +85,14 @@ impl Buildbot {
 
     /// Port for workers.
     #[must_use]
-    pub const fn worker_port(&self) -> u16 {
+    pub fn worker_port(&self) -> u16 {
         self.pb.number()
     }
 
-    /// The port that a job of `leaky` leaves a daemon on, and that every job begins with taking.
+    /// The port that jobs of `leaky` and `delegating` leave a process on, and that every job begins with
+    /// taking.
     #[must_use]
-    pub const fn held_port(&self) -> u16 {
+    pub fn held_port(&self) -> u16 {
         self.held.number()
     }
 

@@ -6,9 +6,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{READY_LIMIT, client, get};
-use crate::port::Port;
 use crate::process::Process;
 use crate::programs;
+use crate::unique::Port;
 
 /// The one database in it.
 const DATABASE: &str = "farm";
@@ -87,7 +87,8 @@ impl InfluxDb {
         self.process = Some(process);
     }
 
-    /// The rows of the one series an InfluxQL query gives, without their times.
+    /// The rows of the one series an InfluxQL query gives. The first column is the time, in
+    /// nanoseconds since 1970.
     ///
     /// # Errors
     ///
@@ -98,14 +99,15 @@ impl InfluxDb {
     /// If the query is wrong.
     pub fn rows(&self, query: &str) -> reqwest::Result<Vec<Vec<Value>>> {
         let url = format!("{}/query", self.url());
-        let answer: Value = get(&url, &[("db", DATABASE), ("q", query)])?.json()?;
+        let answer: Value =
+            get(&url, &[("db", DATABASE), ("q", query), ("epoch", "ns")])?.json()?;
         let result = &answer["results"][0];
         assert!(result["error"].is_null(), "`{query}`: {result}");
         let rows = result["series"][0]["values"].as_array();
         Ok(rows
             .into_iter()
             .flatten()
-            .map(|row| row.as_array().map_or(Vec::new(), |row| row[1..].to_vec()))
+            .filter_map(|row| row.as_array().cloned())
             .collect())
     }
 
@@ -118,7 +120,7 @@ impl InfluxDb {
         let rows = self.rows(query)?;
         Ok(rows
             .first()
-            .and_then(|row| row.first())
+            .and_then(|row| row.get(1))
             .and_then(Value::as_u64)
             .unwrap_or(0))
     }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::READY_LIMIT;
-use crate::port::Port;
 use crate::process::Process;
 use crate::programs;
+use crate::unique::Port;
 
 /// A running (or stopped) `rsyslogd`.
 #[derive(Debug)]

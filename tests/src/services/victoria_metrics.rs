@@ -4,9 +4,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{READY_LIMIT, get};
-use crate::port::Port;
 use crate::process::Process;
 use crate::programs;
+use crate::unique::Port;
 
 /// A running (or stopped) `victoria-metrics`.
 #[derive(Debug)]
