@@ -269,8 +269,8 @@ impl Config {
             faults.add(
                 "heartbeat",
                 format!(
-                    "`{:?}` is too short: expected at least `1s`",
-                    self.heartbeat
+                    "`{}` is too short: expected at least `1s`",
+                    humantime_serde::re::humantime::format_duration(self.heartbeat)
                 ),
             );
         }

@@ -5,6 +5,8 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use fs_err::os::unix::fs::OpenOptionsExt as _;
+
 /// Longest token taken, in bytes. InfluxDB's have 88; JSON web tokens have a few thousand.
 const LONGEST: u64 = 16 << 10;
 
@@ -33,10 +35,8 @@ impl fmt::Debug for Secret {
 /// Why a token file is not used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretError {
-    #[error(
-        "cannot read the token file: {0}: expected a file of mode 0600 owned by the running user"
-    )]
-    Unreadable(#[source] std::io::Error),
+    #[error("{0}: expected a token file of mode 0600 that belongs to root or the running user")]
+    Unreadable(std::io::Error),
     #[error("`{}` is not a file: expected a file that holds the token", .0.display())]
     NotAFile(PathBuf),
     #[error(
@@ -59,12 +59,11 @@ pub(crate) enum SecretError {
 /// The token in `path`, if only root or the running user can have written it and read it.
 pub(crate) fn read(path: &Path) -> Result<Secret, SecretError> {
     // Not blocking: the path could name a FIFO without writer.
-    let file = fs_err::os::unix::fs::OpenOptionsExt::custom_flags(
-        fs_err::OpenOptions::new().read(true),
-        rustix::fs::OFlags::NONBLOCK.bits().cast_signed(),
-    )
-    .open(path)
-    .map_err(SecretError::Unreadable)?;
+    let file = fs_err::OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(SecretError::Unreadable)?;
     // Asked of the open file, so that what is checked is what is read.
     let metadata = file.metadata().map_err(SecretError::Unreadable)?;
     if !metadata.is_file() {
