@@ -1,7 +1,5 @@
 //! The page `docs/events.md`, made from the declarations.
 
-use std::fmt::Write as _;
-
 use crate::{Role, SCHEMA};
 
 /// The reference of all events in Markdown. A test keeps `docs/events.md` equal to it.
@@ -17,21 +15,19 @@ pub fn reference_page() -> String {
     );
     for event in SCHEMA {
         let doc = sentence(event.doc);
-        // Writing to a String cannot fail.
-        let _ = write!(page, "\n## `{}`\n\n{doc}\n\n", event.name);
+        page.push_str(&format!("\n## `{}`\n\n{doc}\n\n", event.name));
         page.push_str("| column | kind | type | meaning |\n|---|---|---|---|\n");
         for field in event.fields {
             let role = match field.role {
                 Role::Tag => "tag",
                 Role::Field => "field",
             };
-            let _ = writeln!(
-                page,
-                "| `{}` | {role} | {} | {} |",
+            page.push_str(&format!(
+                "| `{}` | {role} | {} | {} |\n",
                 field.name,
                 field.value_type,
                 sentence(field.doc)
-            );
+            ));
         }
     }
     page
