@@ -42,6 +42,8 @@ pub struct State {
     pub reboots: Vec<Timestamp>,
     /// How many reboots each reboot pattern caused, by the pattern's text.
     pub reboots_by_pattern: BTreeMap<String, u64>,
+    /// What `runner` is doing.
+    pub activity: Activity,
     /// The attempt that runs now. Still here when the next process starts: that one was killed.
     pub attempt: Option<RunningAttempt>,
 }
@@ -59,6 +61,7 @@ impl Default for State {
             halt: None,
             reboots: Vec::new(),
             reboots_by_pattern: BTreeMap::new(),
+            activity: Activity::default(),
             attempt: None,
         }
     }
@@ -86,6 +89,56 @@ pub struct Halt {
     pub reason: String,
 }
 
+/// What `runner` is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Nothing: it does not run, or has not begun.
+    #[default]
+    Stopped,
+    /// Between two runs.
+    BetweenRuns,
+    /// Running a task.
+    Task,
+    /// Running the hook around a task.
+    Hook,
+    /// Waiting before the next attempt of a task.
+    Backoff,
+    /// Halting the host.
+    Halt,
+}
+
+impl Phase {
+    /// The phase as in `state.json` and in heartbeats.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::BetweenRuns => "between_runs",
+            Self::Task => "task",
+            Self::Hook => "hook",
+            Self::Backoff => "backoff",
+            Self::Halt => "halt",
+        }
+    }
+}
+
+/// What `runner` is doing, since when, and with which task.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Activity {
+    /// What.
+    pub phase: Phase,
+    /// With which task.
+    pub task: Option<String>,
+    /// Which attempt of it.
+    pub attempt: u32,
+    /// Since when.
+    pub since: Timestamp,
+    /// Until when, while it waits.
+    pub until: Option<Timestamp>,
+}
+
 /// Enough of an attempt to end it from another process, and to be sure that it is the one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningAttempt {
@@ -97,11 +150,7 @@ pub struct RunningAttempt {
     pub task: String,
     /// Which attempt.
     pub attempt: u32,
-    /// Pid of its first process, which is also its process group; 0 until it is started.
-    pub pid: i32,
-    /// Start of that process in clock ticks since boot.
-    pub start_ticks: u64,
-    /// Its own cgroup, if it has one.
+    /// Its cgroup, if it has one.
     pub cgroup: Option<PathBuf>,
 }
 

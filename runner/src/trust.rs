@@ -1,0 +1,142 @@
+//! Whether a file may command what runs as root: nobody but root and the running user can change it.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// Sticky bit: in such a directory only the owner of an entry can rename or remove it.
+const STICKY: u32 = 0o1000;
+/// Group or others may write.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// Why a path is not trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum Distrust {
+    /// It cannot be looked at.
+    #[error(transparent)]
+    Unreadable(#[from] std::io::Error),
+    /// Somebody else owns it.
+    #[error(
+        "`{path}` belongs to uid {owner}: expected root or the running user (uid {running}); type `chown root {path}`"
+    )]
+    Owner {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who runs.
+        running: u32,
+    },
+    /// Somebody else may write it.
+    #[error(
+        "`{path}` may be written by others (mode {mode:04o}): expected only its owner to; type `chmod go-w {path}`"
+    )]
+    Writable {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+/// Checks `path`, behind any symbolic links, and every directory above it.
+///
+/// # Errors
+/// If anybody but root or the running user could change what `path` names.
+pub fn check(path: &Path) -> Result<(), Distrust> {
+    let real = fs_err::canonicalize(path)?;
+    check_one(&real, false)?;
+    for directory in real.ancestors().skip(1) {
+        check_one(directory, true)?;
+    }
+    Ok(())
+}
+
+/// Checks the entry `path` alone, for entries of a directory that was checked before.
+///
+/// # Errors
+/// If anybody but root or the running user could change what `path` names.
+pub fn check_entry(path: &Path) -> Result<(), Distrust> {
+    if fs_err::symlink_metadata(path)?.is_symlink() {
+        check(path)
+    } else {
+        check_one(path, false)
+    }
+}
+
+fn check_one(path: &Path, is_ancestor: bool) -> Result<(), Distrust> {
+    let metadata = fs_err::metadata(path)?;
+    let running = nix::unistd::geteuid().as_raw();
+    let mode = metadata.mode() & 0o7777;
+    if metadata.uid() != 0 && metadata.uid() != running {
+        return Err(Distrust::Owner {
+            path: path.to_owned(),
+            owner: metadata.uid(),
+            running,
+        });
+    }
+    let sticky_ancestor = is_ancestor && mode & STICKY != 0;
+    if mode & WRITABLE_BY_OTHERS != 0 && !sticky_ancestor {
+        return Err(Distrust::Writable {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn chmod(path: &Path, mode: u32) {
+        fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_file_only_its_owner_writes_is_trusted() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("task");
+        fs_err::write(&file, "").unwrap();
+        chmod(&file, 0o755);
+        check(&file).unwrap();
+    }
+
+    #[test]
+    fn a_file_others_may_write_is_not_trusted() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("task");
+        fs_err::write(&file, "").unwrap();
+        for mode in [0o775, 0o757] {
+            chmod(&file, mode);
+            assert!(
+                matches!(check(&file), Err(Distrust::Writable { .. })),
+                "{mode:o}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_below_a_directory_others_may_write_is_not_trusted() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("task");
+        fs_err::write(&file, "").unwrap();
+        chmod(&file, 0o755);
+        chmod(directory.path(), 0o777);
+        assert!(matches!(check(&file), Err(Distrust::Writable { .. })));
+        chmod(directory.path(), 0o1777);
+        check(&file).unwrap();
+    }
+
+    #[test]
+    fn a_link_is_judged_by_what_it_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("task");
+        let link = directory.path().join("link");
+        fs_err::write(&file, "").unwrap();
+        chmod(&file, 0o777);
+        fs_err::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(matches!(check_entry(&link), Err(Distrust::Writable { .. })));
+    }
+}
