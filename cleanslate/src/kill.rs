@@ -24,8 +24,11 @@ use crate::users::Users;
 /// process that waits for a broken disk never ends; after this it has survived.
 pub const KILL_WAIT: Duration = Duration::from_secs(5);
 
-/// File descriptors kept for everything but pidfds.
-const SPARE_DESCRIPTORS: u64 = 64;
+/// File descriptors kept for everything but pidfds; about ten are used.
+const SPARE_DESCRIPTORS: u64 = 32;
+
+/// Processes held at once though the limit leaves no room for them, so that a sweep gets on.
+const LEAST_ROOM: usize = 8;
 
 /// Why nothing could be ended.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +49,8 @@ pub enum KillError {
 /// Ends `leftovers`. For each, how it ended; nothing if it was gone before it could be signalled,
 /// if its number stands for another process now, or if it belongs to none of `users` any more.
 ///
-/// If there are more of them than this process may have files open, the rest are left for another
-/// call, as if they had been gone.
+/// If there are more of them than this process may have files open and it may not raise that limit,
+/// the rest are left for another call, as if they had been gone.
 ///
 /// # Errors
 /// If processes cannot be held or waited for.
@@ -114,7 +117,8 @@ fn signal(pidfd: &OwnedFd, signal: Signal) {
 
 /// Lets this process have a file open per leftover; how many of them it may have.
 ///
-/// The usual limit is 1,024. Root may raise it as far as the kernel's `fs.nr_open`.
+/// The usual limit is 1,024. Root may raise it as far as the kernel's `fs.nr_open`, unless it
+/// lacks the capability `CAP_SYS_RESOURCE`, as in many containers.
 fn make_room(leftovers: usize) -> usize {
     let wanted = leftovers as u64 + SPARE_DESCRIPTORS;
     let now = rustix::process::getrlimit(Resource::Nofile);
@@ -143,7 +147,7 @@ fn make_room(leftovers: usize) -> usize {
         },
     };
     let room = limit.unwrap_or(u64::MAX).saturating_sub(SPARE_DESCRIPTORS);
-    usize::try_from(room).unwrap_or(usize::MAX).min(leftovers)
+    usize::try_from(room).unwrap_or(usize::MAX).max(LEAST_ROOM)
 }
 
 /// Processes held by pidfds, until they have ended.
