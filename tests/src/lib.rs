@@ -10,6 +10,7 @@
 
 pub mod host;
 
+pub mod nspawn;
 pub mod place;
 pub mod process;
 pub mod programs;
