@@ -177,6 +177,9 @@ impl Host {
                 "task ended with code 2, which halts the host only with `may_halt = true`: taken for a failure"
             );
         }
+        if finished.leftovers > 0 {
+            self.view.leftovers_ended(task, finished.leftovers);
+        }
         let outcome = step::outcome(&finished.ending, finished.cut, task.may_halt);
         self.note(task, &report, &finished);
         Attempt {
@@ -371,6 +374,7 @@ impl Host {
         if let Some(name) = report.value("job.name") {
             let result = report.value("job.result").unwrap_or("unknown").to_owned();
             self.state.jobs += 1;
+            self.view.job_finished(name, &result);
             self.state.job = Some(Job {
                 name: name.into(),
                 result: result.clone(),
@@ -399,6 +403,8 @@ impl Host {
             });
         }
         if let Some(decision) = report.value("reboot.decision") {
+            self.view
+                .reboot_decided(decision, report.value("reboot.reason"));
             self.journal.record(RebootDecided {
                 decision: decision.into(),
                 reason: report.value("reboot.reason").map(Into::into),

@@ -112,6 +112,48 @@ impl View {
         }
     }
 
+    /// A job ended.
+    pub fn job_finished(&mut self, job: &str, result: &str) {
+        self.tell(
+            || format!("    job `{job}`: {result}"),
+            || info!(job, result, "job ended"),
+        );
+    }
+
+    /// It was decided whether the host reboots.
+    pub fn reboot_decided(&mut self, decision: &str, reason: Option<&str>) {
+        let because = reason
+            .map(|reason| format!(" ({reason})"))
+            .unwrap_or_default();
+        self.tell(
+            || format!("    reboot decision: {decision}{because}"),
+            || info!(decision, reason, "reboot decided"),
+        );
+    }
+
+    /// Processes a task left behind were ended.
+    pub fn leftovers_ended(&mut self, task: &Task, leftovers: u32) {
+        self.tell(
+            || {
+                format!(
+                    "    {leftovers} processes left by {} were killed",
+                    task.name
+                )
+            },
+            || info!(task = %task.name, leftovers, "processes left by the task were killed"),
+        );
+    }
+
+    fn tell(&mut self, line: impl FnOnce() -> String, log: impl FnOnce()) {
+        match self.terminal.clone() {
+            Some(terminal) => {
+                self.stop_moving();
+                print_line(&terminal, &line());
+            }
+            None => log(),
+        }
+    }
+
     /// The wait before the next attempt begins.
     pub fn waiting(&mut self, task: &Task, attempt: u32, delay: Duration) {
         let message = format!(
