@@ -85,10 +85,10 @@ impl StartFault {
 pub async fn run(
     config: Config,
     options: Options,
-    tasks_dir: PathBuf,
     surroundings: Surroundings,
     view: View,
 ) -> Result<Exit, StartFault> {
+    let tasks_dir = tasks_dir(&config, &surroundings);
     let tasks = tasks_dir::read(&tasks_dir, &config).map_err(|faults| lines(&faults))?;
     if tasks.order.is_empty() {
         return Err(StartFault::Configuration(vec![format!(
@@ -293,6 +293,7 @@ impl Host {
                 .state_dir
                 .clone_from(&self.config.runner.state_dir);
         }
+        self.tasks_dir = tasks_dir(&fresh, &self.surroundings);
         let same_sinks = fresh.table.get("telemetry") == self.config.table.get("telemetry");
         self.config = fresh;
         info!("the configuration was read again");
@@ -379,6 +380,14 @@ impl Host {
         });
         self.save();
     }
+}
+
+fn tasks_dir(config: &Config, surroundings: &Surroundings) -> PathBuf {
+    let directory = surroundings
+        .tasks_dir
+        .as_ref()
+        .unwrap_or(&config.runner.tasks_dir);
+    std::path::absolute(directory).unwrap_or_else(|_| directory.clone())
 }
 
 enum FreshFault {

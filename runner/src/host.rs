@@ -26,6 +26,10 @@ use crate::view::{View, describe};
 /// Directories every task finds programs in, after the one `runner` is in.
 const STANDARD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where tasks with a user of their own report. The file is read through the descriptor it was made
+/// with: what its user puts in its place is never looked at.
+const REPORTS_OF_USERS: &str = "/tmp";
+
 /// What tells the tasks about the process they run under.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
@@ -33,6 +37,8 @@ pub struct Surroundings {
     pub program: PathBuf,
     /// The configuration as given on the command line.
     pub config_path: Option<PathBuf>,
+    /// The tasks directory as given on the command line.
+    pub tasks_dir: Option<PathBuf>,
     /// Kernel's id of this boot.
     pub boot_id: String,
     /// Makes the run ids of this process differ from those of any other.
@@ -253,7 +259,7 @@ impl Host {
             .run(&launch, limits, &mut self.requests)
             .await;
         let report =
-            Report::read(report_file.path(), task.user.is_none()).unwrap_or_else(|error| {
+            Report::read(report_file.as_file(), task.user.is_none()).unwrap_or_else(|error| {
                 warn!(task = %task.name, %error, "the report of a task cannot be read");
                 Report::default()
             });
@@ -264,18 +270,28 @@ impl Host {
     }
 
     /// An empty file the task reports through; only its user can open it.
+    ///
+    /// The state directory is closed to other users, so theirs is where they can reach it.
     fn report_file(&self, task: &Task) -> std::io::Result<tempfile::NamedTempFile> {
-        let directory = self.state_dir().join("reports");
-        fs_err::create_dir_all(&directory)?;
-        let file = tempfile::Builder::new()
-            .prefix("task-")
-            .tempfile_in(directory)?;
-        if let Some(user) = &task.user
-            && let Some(user) = nix::unistd::User::from_name(user)?
-        {
-            nix::unistd::fchown(&file, Some(user.uid), Some(user.gid))?;
+        let builder = || {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix("runner-report-");
+            builder
+        };
+        match &task.user {
+            None => {
+                let directory = self.state_dir().join("reports");
+                fs_err::create_dir_all(&directory)?;
+                builder().tempfile_in(directory)
+            }
+            Some(user) => {
+                let file = builder().tempfile_in(REPORTS_OF_USERS)?;
+                if let Some(user) = nix::unistd::User::from_name(user)? {
+                    nix::unistd::fchown(&file, Some(user.uid), Some(user.gid))?;
+                }
+                Ok(file)
+            }
         }
-        Ok(file)
     }
 
     fn launch(&self, task: &Task, attempt: u32, report_file: &Path) -> Result<Launch, String> {

@@ -1,7 +1,7 @@
 //! `runner`: arguments, then configuration, then the verb, then its exit code.
 
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -122,7 +122,7 @@ fn run(
 ) -> Exit {
     let view = log.view();
     log.start(&view);
-    let surroundings = match surroundings(config_path) {
+    let surroundings = match surroundings(config_path, args.tasks_dir) {
         Ok(surroundings) => surroundings,
         Err(error) => return streams.refuse(Exit::Failed, error),
     };
@@ -130,19 +130,12 @@ fn run(
         runs: args.runs.map(Into::into),
         halt_after: args.halt_after,
     };
-    let tasks_dir = args
-        .tasks_dir
-        .unwrap_or_else(|| config.runner.tasks_dir.clone());
-    let tasks_dir = std::path::absolute(&tasks_dir).unwrap_or(tasks_dir);
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return streams.refuse(Exit::Failed, error),
     };
     let local = tokio::task::LocalSet::new();
-    let ended = local.block_on(
-        &runtime,
-        daemon::run(config, options, tasks_dir, surroundings, view),
-    );
+    let ended = local.block_on(&runtime, daemon::run(config, options, surroundings, view));
     match ended {
         Ok(exit) => exit,
         Err(fault) => {
@@ -154,10 +147,14 @@ fn run(
     }
 }
 
-fn surroundings(config_path: Option<&Path>) -> std::io::Result<Surroundings> {
+fn surroundings(
+    config_path: Option<&Path>,
+    tasks_dir: Option<PathBuf>,
+) -> std::io::Result<Surroundings> {
     Ok(Surroundings {
         program: std::env::current_exe()?,
         config_path: config_path.map(std::path::absolute).transpose()?,
+        tasks_dir,
         boot_id: fs_err::read_to_string("/proc/sys/kernel/random/boot_id")?
             .trim()
             .to_owned(),
@@ -229,7 +226,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 /// The environment is read here, once.
-fn report_path() -> Option<std::path::PathBuf> {
+fn report_path() -> Option<PathBuf> {
     std::env::var_os("RUNNER_OUTPUT").map(Into::into)
 }
 

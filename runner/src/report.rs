@@ -4,8 +4,7 @@
 //! name its job and nothing else. Lines that are not understood are said once and count for nothing.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read as _};
-use std::path::Path;
+use std::io::{self, Read, Seek};
 
 /// Largest file that is read. A report is a handful of lines.
 const MAX_FILE: u64 = 64 * 1024;
@@ -41,15 +40,13 @@ pub struct Report {
 impl Report {
     /// Reads the report of a task. `trusted` is whether it ran as the running user.
     ///
+    /// The file is the one that was made for the task, not whatever has its name by now.
+    ///
     /// # Errors
-    /// If the file cannot be read. Without a file there is an empty report.
-    pub fn read(path: &Path, trusted: bool) -> io::Result<Self> {
-        let file = match fs_err::File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(error),
-        };
+    /// If the file cannot be read.
+    pub fn read(mut file: impl Read + Seek, trusted: bool) -> io::Result<Self> {
         let mut content = Vec::new();
+        file.rewind()?;
         file.take(MAX_FILE + 1).read_to_end(&mut content)?;
         Ok(Self::parse(&content, trusted))
     }

@@ -85,7 +85,10 @@ impl Host {
         self.state.sweep = None;
         let mut attempts = 0;
         let end = self.run_tasks(&tasks.order, &mut attempts).await;
-        self.state.runs_since_boot += 1;
+        // A run that was cut short has not done what a first run is for.
+        if end != RunEnd::Stopped {
+            self.state.runs_since_boot += 1;
+        }
         let duration = started.elapsed();
         self.journal.record(RunFinished {
             result: end.result(),

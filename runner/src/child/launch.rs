@@ -3,16 +3,17 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Access, access};
 use rustix::process::Pid;
 
 /// Drops to another user and becomes the program; part of util-linux.
 ///
 /// The standard library could set the user itself, but then starts children by `fork`, whose cost
 /// grows with the memory of the daemon; an extra program keeps `posix_spawn`, which stays flat.
-const SETPRIV: &str = "setpriv";
+const SETPRIV: &str = "/usr/bin/setpriv";
 
 /// A program to start.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ impl Launch {
     /// Starts it in a process group of its own, with no input, both outputs into `writer`.
     pub(super) fn spawn(&self, writer: io::PipeWriter) -> io::Result<Pid> {
         let child = self
-            .command()
+            .command()?
             .env_clear()
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .current_dir(&self.directory)
@@ -49,20 +50,40 @@ impl Launch {
             .ok_or_else(|| io::Error::other("the kernel gave a pid that is none"))
     }
 
-    fn command(&self) -> Command {
+    fn command(&self) -> io::Result<Command> {
+        let program = self.program_path()?;
         let Some((user, group)) = &self.user else {
-            let mut command = Command::new(&self.program);
+            let mut command = Command::new(program);
             command.args(&self.arguments);
-            return command;
+            return Ok(command);
         };
         let mut command = Command::new(SETPRIV);
         command
             .arg(format!("--reuid={user}"))
             .arg(format!("--regid={group}"))
             .args(["--init-groups", "--inh-caps=-all", "--"])
-            .arg(&self.program)
+            .arg(program)
             .args(&self.arguments);
-        command
+        Ok(command)
+    }
+
+    /// The program as a path. Looked up here because the standard library, to look it up in another
+    /// `PATH` than its own, would start it by `fork`.
+    fn program_path(&self) -> io::Result<PathBuf> {
+        let program = Path::new(&self.program);
+        if program.components().count() > 1 || program.is_absolute() {
+            return Ok(program.to_owned());
+        }
+        let path = self.env.iter().find(|(name, _)| name == "PATH");
+        path.into_iter()
+            .flat_map(|(_, directories)| std::env::split_paths(directories))
+            .map(|directory| directory.join(program))
+            .find(|candidate| candidate.is_file() && access(candidate, Access::EXEC_OK).is_ok())
+            .ok_or_else(|| {
+                let program = program.display();
+                let message = format!("no program `{program}` in the tasks' PATH");
+                io::Error::new(io::ErrorKind::NotFound, message)
+            })
     }
 }
 
