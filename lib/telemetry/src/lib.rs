@@ -142,11 +142,8 @@ impl Telemetry {
             .collect();
         let (stop, stopped) = watch::channel(None);
         let (alive, ended) = mpsc::channel();
+        let (ready, started) = mpsc::channel();
 
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(StartError::Thread)?;
         let feeds: Vec<_> = sinks
             .into_iter()
             .zip(&statuses)
@@ -157,11 +154,24 @@ impl Telemetry {
         std::thread::Builder::new()
             .name("telemetry".to_owned())
             .spawn(move || {
+                // Made here, because a runtime must not be dropped inside another one.
+                let runtime = match tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                {
+                    Ok(runtime) => runtime,
+                    Err(error) => return ready.send(Err(error)).unwrap_or_default(),
+                };
+                ready.send(Ok(())).unwrap_or_default();
                 runtime.block_on(feed_all(feeds, shared, stopped));
                 // Not waiting for a file system that hangs.
                 runtime.shutdown_background();
                 drop(alive);
             })
+            .map_err(StartError::Thread)?;
+        started
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")))
             .map_err(StartError::Thread)?;
         let active = Active {
             spool,

@@ -53,6 +53,19 @@ fn every_key_can_be_written_and_read_back() {
 }
 
 #[test]
+fn the_configuration_in_the_documentation_is_one() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/telemetry.md");
+    let page = fs_err::read_to_string(path).unwrap();
+    let (_, rest) = page.split_once("```toml\n").unwrap();
+    let (text, _) = rest.split_once("```").unwrap();
+    let mut table: toml::Table = toml::from_str(text).unwrap();
+    let config: Config = table.remove("telemetry").unwrap().try_into().unwrap();
+    let counts = [config.influx.len(), config.syslog.len(), config.jsonl.len()];
+    assert_eq!((table.len(), counts), (0, [2, 1, 1]));
+    assert_eq!(config.spool_limit, Config::default().spool_limit);
+}
+
+#[test]
 fn a_misspelt_key_is_named_with_those_that_exist() {
     let error = toml::from_str::<Config>("[[influx]]\ntoken = \"x\"")
         .unwrap_err()
