@@ -44,6 +44,7 @@ root=$1 repository=$2 binaries=$3 extra=$4
 cp "$extra/story.toml" "$root/etc/farmhand/runner.d/"
 cp "$extra/old-snapshot.service" "$root/etc/systemd/system/"
 chroot "$root" useradd --create-home builder
+install -d --mode=0755 "$root/var/spool/farmhand/pending"
 systemctl --root="$root" enable runner.service old-snapshot.service
 "#;
 
@@ -304,8 +305,13 @@ fn runs_done(host: &DebianHost, count: usize) {
     });
 }
 
+/// Attempts that failed. The halt task is none of them: the shutdown that it orders ends it, sooner
+/// or later.
 fn failures(host: &DebianHost) -> usize {
-    let failed = |record: &&Record| matches!(&record.event, Event::TaskFinished(task) if task.outcome == Outcome::Retry);
+    let failed = |record: &&Record| {
+        matches!(&record.event, Event::TaskFinished(task)
+            if task.outcome == Outcome::Retry && task.task != "halt")
+    };
     events(host).iter().filter(failed).count()
 }
 
