@@ -18,7 +18,7 @@ use crate::report::{self, Mode, Show};
 use crate::snapshot::{Place, Snapshot, SnapshotError};
 use crate::store::{IfMissing, Store, StoreError};
 use crate::sweep::{self, Ended, Host, Leftover, Manner, PROOF_LIMIT, PROOF_PASSES};
-use crate::table::{Detail, ProcTable, TableError};
+use crate::table::{Detail, ProcTable, Strangers, TableError};
 use crate::users::{self, UserError, Users};
 
 /// Why a command did not do its work.
@@ -204,19 +204,13 @@ pub fn sweep<R: Write, W: Write>(args: &SweepArgs, output: &mut Output<R, W>) ->
     let table = ProcTable::open()?;
     let snapshot = target.load(&table)?;
     let (swept, mode) = if args.dry_run {
-        let mut host = ThisHost {
-            table,
-            users: target.users,
-        };
+        let mut host = ThisHost::new(table, target.users);
         (sweep::rehearse(&mut host, &snapshot)?, Mode::DryRun)
     } else {
         // Opened first, so that a wrong path changes nothing.
         let report = args.report.as_deref().map(open_report).transpose()?;
         raise_priority();
-        let mut host = ThisHost {
-            table,
-            users: target.users,
-        };
+        let mut host = ThisHost::new(table, target.users);
         let swept = sweep::run(&mut host, &snapshot, args.grace)?;
         if let Some(report) = report {
             append(report, report::sweep_lines(&swept).as_bytes())?;
@@ -242,10 +236,7 @@ pub fn show<R: Write, W: Write>(args: &ShowArgs, output: &mut Output<R, W>) -> R
     let target = Checked::new(&args.target)?;
     let table = ProcTable::open()?;
     let snapshot = target.load(&table)?;
-    let mut host = ThisHost {
-        table,
-        users: target.users,
-    };
+    let mut host = ThisHost::new(table, target.users);
     let (mut running, sweeper) = host.scan(Detail::Full)?;
     running.sort_by_key(|process| process.id);
     let judgement = sweep::judge(&snapshot, &running, &sweeper);
@@ -385,10 +376,11 @@ fn place(table: &ProcTable) -> Result<Place, Fault> {
 /// Reads the process table until a pass was not disturbed, or for [`PROOF_LIMIT`].
 fn take(table: &ProcTable, place: Place, users: &Users, now: Timestamp) -> Result<Snapshot, Fault> {
     let start = clock::monotonic();
+    let mut strangers = Strangers::default();
     let mut passes = 0;
     loop {
         let forks = table.forks()?;
-        let processes = table.scan(users, Detail::Full)?;
+        let processes = table.scan(users, Detail::Full, &mut strangers)?;
         let settled = table.forks()? == forks;
         passes += 1;
         if settled || (passes >= PROOF_PASSES && clock::monotonic() - start >= PROOF_LIMIT) {
@@ -408,6 +400,18 @@ fn take(table: &ProcTable, place: Place, users: &Users, now: Timestamp) -> Resul
 struct ThisHost {
     table: ProcTable,
     users: Users,
+    strangers: Strangers,
+}
+
+impl ThisHost {
+    fn new(table: ProcTable, users: Users) -> Self {
+        let strangers = Strangers::default();
+        Self {
+            table,
+            users,
+            strangers,
+        }
+    }
 }
 
 impl Host for ThisHost {
@@ -418,7 +422,7 @@ impl Host for ThisHost {
     }
 
     fn scan(&mut self, detail: Detail) -> Result<(Vec<Process>, Sweeper), Fault> {
-        let running = self.table.scan(&self.users, detail)?;
+        let running = self.table.scan(&self.users, detail, &mut self.strangers)?;
         let sweeper = Sweeper {
             line: self.table.own_line()?,
             cgroup: self.table.own_cgroup(),

@@ -1,8 +1,9 @@
 //! The process table, read from `/proc` and nowhere else.
 //!
-//! A pass costs one directory listing and, per process, one `fstatat`: its directory belongs to
-//! the effective user. Only where that does not decide (a setuid program has another effective
-//! than real user) the user ids are read, and only a process of the wanted users is read in full.
+//! A first pass costs one directory listing and, per process, the reading of its user ids; the
+//! owner of `/proc/PID` is the effective user only, and a setuid program that a job started has
+//! another. Only a process of the wanted users is read in full. Later passes recognise the others
+//! by one `fstatat` ([`Strangers`]): the shorter a pass, the sooner one is not disturbed.
 //!
 //! Everything about one process is read through one open `/proc/PID` directory. The kernel ties
 //! that descriptor to the process and not to its number: once the process is reaped every read
@@ -59,6 +60,15 @@ pub enum Detail {
     /// Also program file, cgroup and parent: enough to tell a restarted service.
     Full,
 }
+
+/// Processes that an earlier pass found to belong to none of its users.
+///
+/// They are recognised by the number and owner of their `/proc/PID` directory. The kernel numbers
+/// such a directory anew for each process, so a number that passed to another process is read
+/// again; so is one whose effective user changed. A stranger that changes its *real* user only is
+/// not noticed until the next sweep.
+#[derive(Debug, Default)]
+pub struct Strangers(HashMap<Pid, (u64, u32)>);
 
 /// The process table of this PID namespace.
 #[derive(Debug)]
@@ -172,11 +182,17 @@ impl ProcTable {
         Ok(line)
     }
 
-    /// All processes of `users`, the dead but not yet reaped included.
+    /// All processes of `users`, the dead but not yet reaped included. `strangers` must be of
+    /// earlier passes for the same users, or new.
     ///
     /// # Errors
     /// If the table cannot be listed or an entry cannot be read, except because it is gone.
-    pub fn scan(&self, users: &Users, detail: Detail) -> Result<Vec<Process>, TableError> {
+    pub fn scan(
+        &self,
+        users: &Users,
+        detail: Detail,
+        strangers: &mut Strangers,
+    ) -> Result<Vec<Process>, TableError> {
         // A second descriptor, because a listing moves its position.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let listed = rustix::fs::openat(&self.proc, c".", flags, Mode::empty())
@@ -185,6 +201,7 @@ impl ProcTable {
         let mut entries = RawDir::new(&listed, &mut room);
         let mut reader = Reader {
             table: self,
+            strangers,
             starts: HashMap::new(),
             text: Vec::new(),
         };
@@ -257,6 +274,7 @@ impl ProcTable {
 /// One pass over the table.
 struct Reader<'a> {
     table: &'a ProcTable,
+    strangers: &'a mut Strangers,
     /// When parents started: most processes of a pass share a few.
     starts: HashMap<Pid, Option<u64>>,
     text: Vec<u8>,
@@ -271,11 +289,16 @@ impl Reader<'_> {
         detail: Detail,
     ) -> Result<Option<Process>, Errno> {
         let proc = self.table.proc.as_fd();
-        let owner = rustix::fs::statat(proc, name, AtFlags::empty())?.st_uid;
+        let entry = rustix::fs::statat(proc, name, AtFlags::empty())?;
+        let mark = (entry.st_ino, entry.st_uid);
+        if self.strangers.0.get(&pid) == Some(&mark) {
+            return Ok(None);
+        }
         let dir = open_entry(proc, name)?;
         let dir = dir.as_fd();
         let uids = read_uids(dir, &mut self.text)?;
-        if !users.contains(owner) && !users.own(uids) {
+        if !users.own(uids) {
+            self.strangers.0.insert(pid, mark);
             return Ok(None);
         }
         read_at(dir, c"stat", ENTRY_LIMIT, &mut self.text)?;
@@ -397,7 +420,7 @@ pub fn parse_stat(text: &[u8]) -> Result<Stat, StatError> {
 }
 
 /// Reads the four user ids from `/proc/PID/status`. Line breaks in the name are escaped there.
-fn parse_uids(text: &[u8]) -> Option<Uids> {
+pub fn parse_uids(text: &[u8]) -> Option<Uids> {
     let line = text
         .split(|&byte| byte == b'\n')
         .find_map(|line| line.strip_prefix(b"Uid:"))?;
@@ -416,7 +439,7 @@ fn parse_uids(text: &[u8]) -> Option<Uids> {
 
 /// Reads `/proc/PID/cgroup`: the path in the unified hierarchy, or in systemd's own if the former
 /// is not used.
-fn parse_cgroup(text: &[u8]) -> Option<Bytes> {
+pub fn parse_cgroup(text: &[u8]) -> Option<Bytes> {
     let lines = || text.split(|&byte| byte == b'\n');
     let unified = lines().find_map(|line| line.strip_prefix(b"0::"));
     let of_systemd = || {
@@ -435,7 +458,7 @@ fn parse_cgroup(text: &[u8]) -> Option<Bytes> {
 }
 
 /// Reads `/proc/PID/cmdline`: arguments that each end in a NUL, the last perhaps cut.
-fn parse_argv(text: &[u8]) -> Vec<Bytes> {
+pub fn parse_argv(text: &[u8]) -> Vec<Bytes> {
     let text = text.strip_suffix(b"\0").unwrap_or(text);
     if text.is_empty() {
         return Vec::new();
@@ -446,7 +469,7 @@ fn parse_argv(text: &[u8]) -> Vec<Bytes> {
 }
 
 /// Reads the count of `/proc/stat`.
-fn parse_forks(text: &[u8]) -> Option<u64> {
+pub fn parse_forks(text: &[u8]) -> Option<u64> {
     text.split(|&byte| byte == b'\n')
         .find_map(|line| line.strip_prefix(b"processes "))
         .and_then(|count| number(count.trim_ascii()))
@@ -493,10 +516,12 @@ fn read_at<P: rustix::path::Arg>(
     text.clear();
     while text.len() < limit {
         text.reserve(ENTRY_LIMIT);
+        let room = text.capacity() - text.len();
         let read = rustix::io::retry_on_intr(|| {
             rustix::io::read(&file, rustix::buffer::spare_capacity(text))
         })?;
-        if read == 0 {
+        // The kernel makes each of these texts in one piece, so what does not fill the room ends it.
+        if read < room {
             break;
         }
     }
@@ -629,7 +654,9 @@ mod tests {
         let table = ProcTable::open().unwrap();
         let own = Pid(getpid().as_raw_nonzero().get().unsigned_abs());
         let users = Users::from_iter([rustix::process::getuid().as_raw()]);
-        let scanned = table.scan(&users, Detail::Full).unwrap();
+        let scanned = table
+            .scan(&users, Detail::Full, &mut Strangers::default())
+            .unwrap();
         let this = scanned
             .iter()
             .find(|process| process.id.pid == own)
@@ -645,7 +672,34 @@ mod tests {
         let own = Pid(getpid().as_raw_nonzero().get().unsigned_abs());
         let stranger = Users::from_iter([61_099]);
         assert_eq!(table.identify(own, &stranger).unwrap(), None);
-        assert!(table.scan(&stranger, Detail::Named).unwrap().is_empty());
+        assert!(
+            table
+                .scan(&stranger, Detail::Named, &mut Strangers::default())
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn strangers_are_remembered_and_own_processes_found_in_every_pass() {
+        let table = ProcTable::open().unwrap();
+        let users = Users::from_iter([rustix::process::getuid().as_raw()]);
+        let own = Pid(getpid().as_raw_nonzero().get().unsigned_abs());
+        let mut strangers = Strangers::default();
+        for _ in 0..2 {
+            let found = table.scan(&users, Detail::Named, &mut strangers).unwrap();
+            assert!(found.iter().any(|process| process.id.pid == own));
+            assert!(!strangers.0.contains_key(&own));
+        }
+        let nobody = Users::from_iter([61_099]);
+        let mut strangers = Strangers::default();
+        assert!(
+            table
+                .scan(&nobody, Detail::Named, &mut strangers)
+                .unwrap()
+                .is_empty()
+        );
+        assert!(strangers.0.contains_key(&own));
     }
 
     #[test]
