@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::facts::Facts;
-use crate::process::{Pid, Process, ProcessId, Uids};
+use crate::process::{Pid, Process, ProcessId};
 use crate::snapshot::{Place, Snapshot};
 use crate::sweep::{Ended, Judgement, Proof, Standing, Sweep, Tiers, Verdict};
 use crate::users::Users;
@@ -41,7 +41,7 @@ struct LeftoverJson<'a> {
     command: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<Ended>,
-    uids: Uids,
+    uid: u32,
     start_time: u64,
 }
 
@@ -68,7 +68,7 @@ pub fn sweep_json(sweep: &Sweep, mode: Mode) -> String {
                 pid: leftover.id.pid,
                 command: &leftover.command,
                 ended: *ended,
-                uids: leftover.uids,
+                uid: leftover.uid,
                 start_time: leftover.id.start_time,
             })
             .collect(),
@@ -130,13 +130,13 @@ pub fn sweep_text(sweep: &Sweep, mode: Mode) -> String {
             Some(Ended::Survived) => "SURVIVED",
             None => "-",
         };
-        row(leftover.id, leftover.uids, &leftover.command, ended)
+        row(leftover.id, leftover.uid, &leftover.command, ended)
     }));
     rows.extend(
         sweep
             .missing
             .iter()
-            .map(|gone| row(gone.id, gone.uids, &gone.command(), "MISSING")),
+            .map(|gone| row(gone.id, gone.uids.real, &gone.command(), "MISSING")),
     );
     let mut text = if rows.len() > 1 {
         table(&rows)
@@ -163,10 +163,10 @@ pub fn sweep_text(sweep: &Sweep, mode: Mode) -> String {
     text
 }
 
-fn row(id: ProcessId, uids: Uids, command: &str, standing: &str) -> [String; 4] {
+fn row(id: ProcessId, uid: u32, command: &str, standing: &str) -> [String; 4] {
     [
         id.pid.to_string(),
-        uids.real.to_string(),
+        uid.to_string(),
         standing.to_owned(),
         printable(command),
     ]
@@ -303,7 +303,7 @@ impl Show<'_> {
         }
         let mut rows = vec![["PID", "USER", "STANDING", "COMMAND"].map(String::from)];
         let shown = |process: &Process, standing: &str| {
-            row(process.id, process.uids, &process.command(), standing)
+            row(process.id, process.uids.real, &process.command(), standing)
         };
         rows.extend(
             self.running
@@ -379,7 +379,7 @@ mod tests {
         let process = process(pid);
         Leftover {
             id: process.id,
-            uids: process.uids,
+            uid: process.uids.real,
             command: command.into(),
         }
     }

@@ -14,9 +14,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::key::{Sweeper, is_restart};
-use crate::process::{Pid, Process, ProcessId, Uids};
+use crate::process::{Pid, Process, ProcessId};
 use crate::snapshot::Snapshot;
 use crate::table::Detail;
+use crate::users::Users;
 
 /// How long passes that find nothing are repeated until one can be trusted. A pass over 200
 /// processes takes 2 ms, so this is some hundred tries: enough to find a gap on a host that starts
@@ -72,19 +73,19 @@ pub struct Judgement<'a> {
 pub struct Leftover {
     /// Which process.
     pub id: ProcessId,
-    /// Its user ids.
-    pub uids: Uids,
+    /// Which of the users it belongs to.
+    pub uid: u32,
     /// What a person calls it.
     pub command: String,
 }
 
 impl Leftover {
-    fn new(process: &Process) -> Self {
-        Self {
+    fn new(process: &Process, users: &Users) -> Option<Self> {
+        Some(Self {
             id: process.id,
-            uids: process.uids,
+            uid: users.owner(process.uids)?,
             command: process.command(),
-        }
+        })
     }
 }
 
@@ -143,12 +144,16 @@ pub fn judge<'a>(snapshot: &'a Snapshot, running: &[Process], sweeper: &Sweeper)
 /// The processes of `running` to be ended, by number.
 #[must_use]
 pub fn plan(snapshot: &Snapshot, running: &[Process], sweeper: &Sweeper) -> Vec<Leftover> {
-    leftovers(running, &judge(snapshot, running, sweeper).standings)
+    leftovers(
+        snapshot,
+        running,
+        &judge(snapshot, running, sweeper).standings,
+    )
 }
 
-fn leftovers(running: &[Process], standings: &[Standing]) -> Vec<Leftover> {
+fn leftovers(snapshot: &Snapshot, running: &[Process], standings: &[Standing]) -> Vec<Leftover> {
     let mut leftovers: Vec<Leftover> = with_standing(running, standings, Standing::Leftover)
-        .map(|(_, process)| Leftover::new(process))
+        .filter_map(|(_, process)| Leftover::new(process, &snapshot.users))
         .collect();
     leftovers.sort_by_key(|leftover| leftover.id);
     leftovers
@@ -505,7 +510,7 @@ fn look<H: Host>(host: &mut H, snapshot: &Snapshot) -> Result<Pass, H::Error> {
         judgement = judge(snapshot, &running, &sweeper);
     }
     Ok(Pass {
-        leftovers: leftovers(&running, &judgement.standings),
+        leftovers: leftovers(snapshot, &running, &judgement.standings),
         missing: judgement.missing.into_iter().cloned().collect(),
         forks,
         forked: host.forks()? - forks,

@@ -55,7 +55,9 @@ pub enum TableError {
 /// How much is read of each process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// Enough to recognise a recorded process and to name any other.
+    /// Enough to recognise a recorded process and to name any other. Where the effective user
+    /// shows that a process is wanted, its `uids` are that user four times: reading the others
+    /// would be a quarter of the pass.
     Named,
     /// Also program file, cgroup and parent: enough to tell a restarted service.
     Full,
@@ -232,26 +234,24 @@ impl ProcTable {
         }
     }
 
+    /// The start is read after the owner: if it is the expected one, the process was there all the
+    /// while, and the owner is its.
     fn try_identify(&self, pid: Pid, users: &Users) -> Result<Option<ProcessId>, Errno> {
-        let dir = open_entry(self.proc.as_fd(), pid.to_string())?;
+        let proc = self.proc.as_fd();
         let mut text = Vec::new();
-        let owner = rustix::fs::fstat(&dir)?.st_uid;
-        if !users.contains(owner) && !users.own(read_uids(dir.as_fd(), &mut text)?) {
-            return Ok(None);
+        let owner = rustix::fs::statat(proc, pid.to_string(), AtFlags::empty())?.st_uid;
+        if !users.contains(owner) {
+            read_at(proc, format!("{pid}/status"), ENTRY_LIMIT, &mut text)?;
+            if !parse_uids(&text).is_some_and(|uids| users.own(uids)) {
+                return Ok(None);
+            }
         }
-        read_at(dir.as_fd(), c"stat", ENTRY_LIMIT, &mut text)?;
+        read_at(proc, format!("{pid}/stat"), ENTRY_LIMIT, &mut text)?;
         let stat = parse_stat(&text).map_err(|_| Errno::INVAL)?;
         Ok(Some(ProcessId {
             pid,
             start_time: stat.start_time,
         }))
-    }
-
-    /// State letter of a process, if it is still there.
-    #[must_use]
-    pub fn state_of(&self, id: ProcessId) -> Option<char> {
-        let stat = self.stat_of(id.pid).ok().flatten()?;
-        (stat.start_time == id.start_time).then_some(stat.state)
     }
 
     fn stat_of(&self, pid: Pid) -> Result<Option<Stat>, TableError> {
@@ -296,7 +296,11 @@ impl Reader<'_> {
         }
         let dir = open_entry(proc, name)?;
         let dir = dir.as_fd();
-        let uids = read_uids(dir, &mut self.text)?;
+        let uids = if detail == Detail::Named && users.contains(entry.st_uid) {
+            Uids::all(entry.st_uid)
+        } else {
+            read_uids(dir, &mut self.text)?
+        };
         if !users.own(uids) {
             self.strangers.0.insert(pid, mark);
             return Ok(None);

@@ -31,7 +31,17 @@ impl Users {
     /// real user, and a program that lent its rights to a job's user has it as effective user.
     #[must_use]
     pub fn own(&self, uids: Uids) -> bool {
-        uids.each().into_iter().any(|uid| self.contains(uid))
+        self.owner(uids).is_some()
+    }
+
+    /// Which of them a process with these ids belongs to: by its effective user if that is one of
+    /// them, else by its real, saved or file system user.
+    #[must_use]
+    pub fn owner(&self, uids: Uids) -> Option<u32> {
+        let [real, effective, saved, filesystem] = uids.each();
+        [effective, real, saved, filesystem]
+            .into_iter()
+            .find(|&uid| self.contains(uid))
     }
 
     /// Each id, in order.
@@ -249,6 +259,24 @@ mod tests {
             resolved(&["4294967294"]).unwrap(),
             Users::from_iter([4_294_967_294])
         );
+    }
+
+    #[test]
+    fn a_process_belongs_first_to_its_effective_user() {
+        let users = Users::from_iter([1000, 1001]);
+        let uids = Uids {
+            effective: 1001,
+            ..Uids::all(1000)
+        };
+        assert_eq!(users.owner(uids), Some(1001));
+        assert_eq!(
+            users.owner(Uids {
+                effective: 0,
+                ..uids
+            }),
+            Some(1000)
+        );
+        assert_eq!(users.owner(Uids::all(0)), None);
     }
 
     #[test]

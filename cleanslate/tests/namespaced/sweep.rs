@@ -31,7 +31,7 @@ fn the_answer_has_the_documented_shape() {
     assert_eq!(found["pid"], leftover);
     assert_eq!(found["command"], "sleep 1000");
     assert_eq!(found["ended"], "terminated");
-    assert_eq!(found["uids"]["real"], JOB);
+    assert_eq!(found["uid"], JOB);
     assert!(found["start_time"].is_u64() && swept.json["duration_ms"].is_u64());
     assert_eq!(swept.json["dry_run"], false);
     assert_eq!(swept.json["tiers"]["ask"]["leftovers"], 1);
