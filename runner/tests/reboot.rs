@@ -527,50 +527,27 @@ fn a_pattern_that_is_not_there_cannot_expire() {
     insta::assert_snapshot!(answer.err);
 }
 
-/// In a process of its own, with `ADD_TO` in its environment, this adds an entry to a real list.
-#[test]
-fn an_editor_adds_its_entry_when_it_is_asked_to() {
-    let Some(directory) = std::env::var_os("ADD_TO") else {
-        return;
-    };
-    let pattern = format!("editor-{}", std::process::id());
-    let policy = Policy {
-        blacklists: directory.into(),
-        ..Policy::default()
-    };
-    let farm = Farm {
-        directory: tempfile::tempdir().unwrap(),
-        policy,
-    };
-    let answer = farm.run(&[
-        "blacklist",
-        "add",
-        &pattern,
-        "--reason",
-        "r",
-        "--list",
-        "jobs",
-    ]);
-    assert_eq!(answer.code, 0, "{}", answer.err);
-}
-
 #[test]
 fn twenty_editors_at_once_lose_nothing() {
     let farm = Farm::new();
     let editors: Vec<_> = (0..20)
-        .map(|_| {
-            Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "an_editor_adds_its_entry_when_it_is_asked_to"])
-                .env("ADD_TO", &farm.policy.blacklists)
-                .stdout(Stdio::null())
+        .map(|number| {
+            Command::new(env!("CARGO_BIN_EXE_runner"))
+                .args([
+                    "blacklist",
+                    "add",
+                    &format!("editor-{number}"),
+                    "--list",
+                    "jobs",
+                ])
+                .args(["--reason", "r", "--blacklists"])
+                .arg(&farm.policy.blacklists)
+                .stderr(Stdio::null())
                 .spawn()
                 .unwrap()
         })
         .collect();
-    let mut expected: Vec<_> = editors
-        .iter()
-        .map(|editor| format!("editor-{}", editor.id()))
-        .collect();
+    let mut expected: Vec<_> = (0..20).map(|number| format!("editor-{number}")).collect();
     for mut editor in editors {
         assert!(editor.wait().unwrap().success());
     }

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -128,18 +128,13 @@ impl Farm {
         }
     }
 
-    /// Starts a taker in a process of its own: this test program, asked to be one.
+    /// Starts a taker in a process of its own.
     fn start_taker(&self, wait: &str) -> Taker {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "a_taker_takes_one_job_when_it_is_asked_to",
-                "--nocapture",
-            ])
-            .env("TAKE_FROM", self.config.spool.as_ref().unwrap())
-            .env("TAKE_WAIT", wait)
+        let child = Command::new(env!("CARGO_BIN_EXE_runner"))
+            .args(["take-job", "--wait", wait, "--spool"])
+            .arg(self.config.spool.as_ref().unwrap())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         Taker(child)
@@ -185,35 +180,6 @@ impl Drop for Taker {
         drop(self.0.kill());
         drop(self.0.wait());
     }
-}
-
-/// In a process of its own, with `TAKE_FROM` in its environment, this takes one job.
-#[test]
-fn a_taker_takes_one_job_when_it_is_asked_to() {
-    let Some(spool) = std::env::var_os("TAKE_FROM") else {
-        return;
-    };
-    let wait = std::env::var_os("TAKE_WAIT")
-        .unwrap()
-        .into_string()
-        .unwrap();
-    let config = JobsConfig {
-        spool: Some(spool.into()),
-        wait: humantime::parse_duration(&wait).unwrap(),
-        ..JobsConfig::default()
-    };
-    let place = Place {
-        host: "tst-1",
-        report: None,
-        clock,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let args = TakeArgs::default();
-    let code = runtime.block_on(take_job(&args, &config, &place, &mut std::io::stderr()));
-    assert_eq!(code, 0);
 }
 
 /// Waits until a file has something in it, by inotify.
@@ -695,20 +661,10 @@ fn a_job_is_finished_on_sighup() {
 fn a_job_is_interrupted_on_sigterm() {
     let farm = Farm::new();
     farm.submit_marked("j1", "sleep 3600");
-    let mut taker = farm.start_taker("0s");
+    let taker = farm.start_taker("0s");
     wait_for_content(&farm.directory.path().join("ran"));
     taker.signal(Signal::SIGTERM);
-    let mut said = String::new();
-    taker
-        .0
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut said)
-        .unwrap();
-    // Exit code 1: the helper asserts 0 and says what it got.
-    assert!(!taker.end().success());
-    assert!(said.contains("left: 1"), "{said}");
+    assert_eq!(taker.end().code(), Some(1));
     let outcome = farm.outcome("j1");
     assert_eq!(
         (outcome.result, outcome.signal),

@@ -563,7 +563,7 @@ mod tests {
         let fault = decision.cause().unwrap().faults[0].to_string();
         assert!(fault.starts_with("list.toml:1: "), "{fault}");
         assert!(
-            fault.contains("goes back more than 100000 times"),
+            fault.contains("goes back more than 2000000 times"),
             "{fault}"
         );
     }
