@@ -104,6 +104,22 @@ fn a_segment_cut_at_any_byte_loses_only_what_was_cut() {
 }
 
 #[test]
+fn a_torn_line_is_cut_off_and_counted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = open(dir.path(), LIMIT, &["a"]);
+    fill(&spool, 0..2);
+    drop(spool);
+    let path = &segments(dir.path())[0];
+    let whole = fs_err::read(path).unwrap();
+    fs_err::write(path, &whole[..whole.len() - 1]).unwrap();
+    for _ in 0..2 {
+        let spool = open(dir.path(), LIMIT, &["a"]);
+        assert_eq!(dropped(&spool), 1);
+    }
+    assert!(fs_err::read(path).unwrap().ends_with(b"\n"));
+}
+
+#[test]
 fn a_damaged_line_is_skipped_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let spool = open(dir.path(), LIMIT, &["a"]);
@@ -181,6 +197,19 @@ fn a_sink_that_reads_while_its_segment_is_dropped_goes_on_behind_it() {
     let left = drain(&spool, 0);
     assert!(left.windows(2).all(|pair| pair[0] + 1 == pair[1]));
     assert_eq!(left.last(), Some(&4999));
+}
+
+#[test]
+fn of_a_dropped_segment_only_what_somebody_missed_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = open(dir.path(), SMALL, &["a", "b"]);
+    fill(&spool, 0..10);
+    spool.take(0, spool.next(0).unwrap().after(10).unwrap());
+    spool.take(1, spool.next(1).unwrap().after(4).unwrap());
+    fill(&spool, 10..5000);
+    // Sink `b` is the furthest behind: what it gets now and had before is what was not dropped.
+    let left = u64::try_from(drain(&spool, 1).len()).unwrap();
+    assert_eq!(dropped(&spool), 5000 - 4 - left);
 }
 
 #[test]
