@@ -233,8 +233,9 @@ impl State {
             .copied()
             .filter(|at| {
                 let age = now.duration_since(*at).as_secs();
-                // A time in the future is a clock that stepped back: it counts, which is the safe side.
-                age < 3600
+                // A little in the future is a clock that stepped back: it counts, which is the safe
+                // side. More than that was written by a clock that was wrong, and would count for ever.
+                age.abs() < 3600
             })
             .collect()
     }
@@ -305,9 +306,11 @@ mod tests {
             reboots: vec![
                 "2026-11-20T02:00:00Z".parse().unwrap(),
                 "2026-11-20T02:00:01Z".parse().unwrap(),
+                "2026-11-20T03:59:59Z".parse().unwrap(),
+                "2026-11-20T04:00:00Z".parse().unwrap(),
             ],
             ..State::default()
         };
-        assert_eq!(state.reboots_within_an_hour(now).len(), 1);
+        assert_eq!(state.reboots_within_an_hour(now).len(), 2);
     }
 }
