@@ -65,8 +65,10 @@ pub fn own_directory() -> Option<PathBuf> {
     directory_of(&memberships, &mounts)
 }
 
-/// From the texts of `/proc/PID/cgroup` and `/proc/PID/mountinfo` (proc(5), cgroups(7)).
-fn directory_of(memberships: &str, mounts: &str) -> Option<PathBuf> {
+/// The cgroup v2 directory of a process, from the texts of its `/proc/PID/cgroup` and
+/// `/proc/PID/mountinfo` (proc(5), cgroups(7)). Public for fuzzing: it touches no file.
+#[must_use]
+pub fn directory_of(memberships: &str, mounts: &str) -> Option<PathBuf> {
     let path = memberships
         .lines()
         .find_map(|line| line.strip_prefix("0::"))?;

@@ -33,7 +33,7 @@ use crate::signals::{Requests, Stop};
 use capture::Capture;
 
 pub use capture::Output;
-pub use cgroup::{Cgroup, own_directory};
+pub use cgroup::{Cgroup, directory_of, own_directory};
 pub use launch::{Launch, close_inherited_descriptors, standard_umask};
 
 /// How long killed processes may take to disappear. The kernel needs some 40 µs each; only a
