@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::task::Task;
+use crate::task::{Task, TaskName};
 
 /// Why tasks have no order.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,14 +110,18 @@ fn resolve(tasks: &[Task]) -> Result<Vec<BTreeSet<usize>>, Vec<OrderFault>> {
     }
 }
 
-/// The one task called `name`; a full name goes before short names.
+/// The one task called `name`; full names go before short names. Several files have the same full
+/// name if they differ only in what is not UTF-8.
 fn find(tasks: &[Task], name: &str) -> Result<usize, Vec<usize>> {
-    if let Some(index) = tasks.iter().position(|task| task.name.full() == name) {
-        return Ok(index);
+    let called = |of: fn(&TaskName) -> String| -> Vec<usize> {
+        (0..tasks.len())
+            .filter(|index| of(&tasks[*index].name) == name)
+            .collect()
+    };
+    let mut candidates = called(TaskName::full);
+    if candidates.is_empty() {
+        candidates = called(TaskName::short);
     }
-    let candidates: Vec<usize> = (0..tasks.len())
-        .filter(|index| tasks[*index].name.short() == name)
-        .collect();
     match candidates.as_slice() {
         [one] => Ok(*one),
         _ => Err(candidates),
@@ -159,7 +163,6 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, TaskSettings};
-    use crate::task::TaskName;
 
     fn task(name: &str, depends_on: &[&str]) -> Task {
         let own = TaskSettings {
@@ -215,6 +218,29 @@ mod tests {
         assert_eq!(
             faults[0].to_string(),
             "task `1-a` depends on `b`, which could mean `2-b` or `3-b`: expected a full name"
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_shown_like_another_is_no_dependency() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let raw = |bytes: &[u8]| {
+            let name = TaskName::parse(OsStr::from_bytes(bytes));
+            Task::new(
+                name,
+                "/nowhere".into(),
+                &Config::default(),
+                &TaskSettings::default(),
+            )
+        };
+        let faults = sort(vec![
+            task("1-a", &["2-\u{fffd}"]),
+            raw(b"2-\xfe"),
+            raw(b"2-\xff"),
+        ])
+        .unwrap_err();
+        assert!(
+            matches!(&faults[..], [OrderFault::Ambiguous { name, .. }] if name == "2-\u{fffd}")
         );
     }
 
