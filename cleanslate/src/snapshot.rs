@@ -233,7 +233,8 @@ fn unreadable(error: &serde_json::Error) -> SnapshotError {
             column: error.column(),
         }
     } else {
-        SnapshotError::Damaged(error.to_string())
+        // It quotes what it found, which may be anything, and a line break would forge a line.
+        SnapshotError::Damaged(error.to_string().replace(char::is_control, "\u{fffd}"))
     }
 }
 
@@ -321,6 +322,12 @@ mod tests {
                 "{text:?}: {parsed:?}"
             );
         }
+    }
+
+    #[test]
+    fn damage_is_told_on_one_line() {
+        let error = Snapshot::parse(br#"{"version":1,"a\nb":1}"#).unwrap_err();
+        assert!(error.to_string().contains("unknown field `a\u{fffd}b`"));
     }
 
     #[test]

@@ -50,8 +50,11 @@ impl Job {
         if bytes.trim_ascii_start().first() == Some(&b'[') {
             return Err(Rejection("not a job: expected an object, in braces".into()));
         }
-        let job: Self = serde_json::from_slice(bytes)
-            .map_err(|error| Rejection(format!("not a job: {error}")))?;
+        let job: Self = serde_json::from_slice(bytes).map_err(|error| {
+            // It quotes what it found, and what is found must not forge a line of the log.
+            let error = error.to_string().replace(char::is_control, "\u{fffd}");
+            Rejection(format!("not a job: {error}"))
+        })?;
         job.check().map_err(Rejection)?;
         Ok(job)
     }
@@ -69,7 +72,8 @@ impl Job {
             None => return Err("`command` is empty: expected a program and its arguments".into()),
             Some(program) if program.is_empty() || program.starts_with('-') => {
                 return Err(format!(
-                    "`command` begins with `{program}`: expected the name of a program"
+                    "`command` begins with `{}`: expected the name of a program",
+                    program.escape_debug()
                 ));
             }
             Some(_) => {}
@@ -161,6 +165,8 @@ mod tests {
             r#"{"name":"x","command":"make"}"#,
             r#"{"name":"x","command":["make"],"user":"root"}"#,
             r#"{"name":"x","name":"y","command":["make"]}"#,
+            r#"{"a\nb":"x"}"#,
+            r#"{"name":"x","command":["-a\nb"]}"#,
             r#"{"name":" ","command":["make"]}"#,
             r#"{"name":"a\njob.result=success","command":["make"]}"#,
             r#"{"name":"x","command":[]}"#,
