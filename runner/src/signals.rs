@@ -11,6 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::Signal as Nix;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::info;
@@ -88,6 +89,7 @@ pub fn listen(describe: impl Fn() -> String + Send + 'static) -> io::Result<Requ
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut user_1 = signal(SignalKind::user_defined1())?;
     let mut user_2 = signal(SignalKind::user_defined2())?;
+    catch_ignored()?;
     let (sender, asked) = watch::channel(Asked::default());
     let reload = Arc::new(AtomicBool::new(false));
     let requests = Requests {
@@ -114,6 +116,37 @@ pub fn listen(describe: impl Fn() -> String + Send + 'static) -> io::Result<Requ
     Ok(requests)
 }
 
+/// Catches, and drops, the signals that whoever started `runner` ignored: what ignores a signal
+/// passes that on to its children, what catches it does not. `nohup` ignores SIGHUP, a shell
+/// SIGINT and SIGQUIT for what it starts in the background.
+fn catch_ignored() -> io::Result<()> {
+    let status = fs_err::read_to_string("/proc/self/status")?;
+    for number in ignored(&status) {
+        // What it would tell is dropped; the handler stays.
+        drop(signal(SignalKind::from_raw(number))?);
+    }
+    Ok(())
+}
+
+/// The signals in the line `SigIgn` of `/proc/PID/status` (proc(5)) that a program can catch.
+fn ignored(status: &str) -> Vec<i32> {
+    // Faults end a process whatever it does; SIGPIPE is ignored by the standard library for itself
+    // and reset in every child; 32 and 33 belong to the C library.
+    let not_ours = [Nix::SIGILL, Nix::SIGFPE, Nix::SIGSEGV, Nix::SIGPIPE]
+        .map(|signal| signal as i32)
+        .into_iter()
+        .chain([32, 33])
+        .collect::<Vec<_>>();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default();
+    (1..=64)
+        .filter(|number| mask & (1 << (number - 1)) != 0 && !not_ours.contains(number))
+        .collect()
+}
+
 async fn received(signal: &mut Signal) {
     if signal.recv().await.is_none() {
         std::future::pending::<()>().await;
@@ -128,4 +161,18 @@ fn stop_more(sender: &watch::Sender<Asked>) {
         };
         info!(stop = ?asked.stop, "asked to stop");
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_mask() {
+        let status = "Name:\tx\nSigBlk:\t0000000000000001\nSigIgn:\t8000000180001007\n";
+        // Without 13, which is SIGPIPE, and 32 and 33.
+        assert_eq!(ignored(status), [1, 2, 3, 64]);
+        assert!(ignored("SigIgn:\t0000000000000000\n").is_empty());
+        assert!(ignored("nonsense").is_empty());
+    }
 }
