@@ -101,6 +101,9 @@ impl View {
                 let delay_ms =
                     delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
                 match delay_ms {
+                    _ if finished.cut == Some(Cut::Stopped) => {
+                        info!(task = %task.name, attempt, duration_ms, "task was ended by request");
+                    }
                     Some(delay_ms) => {
                         warn!(task = %task.name, attempt, max_attempts, ending, duration_ms, delay_ms, shared_resource, "task failed, will retry");
                     }
@@ -262,14 +265,18 @@ pub struct LogWriter {
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Words that nobody can read any more (a closed pipe, a full disk, a journal that went
+        // away) are no reason to stop working; the subscriber would panic on an error.
         match &self.terminal {
-            Some(terminal) => terminal.suspend(|| io::stderr().write(bytes)),
-            None => io::stderr().write(bytes),
-        }
+            Some(terminal) => terminal.suspend(|| io::stderr().write_all(bytes)).ok(),
+            None => io::stderr().write_all(bytes).ok(),
+        };
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        io::stderr().flush().ok();
+        Ok(())
     }
 }
 
