@@ -36,11 +36,12 @@ pub struct Recovered {
 pub fn end_attempt(attempt: &RunningAttempt) -> Recovered {
     let mut killed = BTreeSet::new();
     for _ in 0..PASSES {
+        // Before anything is killed, so that what is killed is counted.
+        let found = processes_of(attempt);
         if let Some(cgroup) = &attempt.cgroup {
             // Gone with its processes, or never there.
             fs_err::write(cgroup.join("cgroup.kill"), "1").ok();
         }
-        let found = processes_of(attempt);
         if found.is_empty() {
             remove(attempt.cgroup.as_deref());
             return Recovered {
