@@ -19,10 +19,12 @@ pub struct History {
     directory: PathBuf,
     file: fs_err::File,
     bytes: u64,
+    /// Whether the file ends in the middle of a line.
+    torn: bool,
 }
 
 impl History {
-    /// Opens the journal in `directory`. A line that was cut short by a crash is ended first.
+    /// Opens the journal in `directory`. A line that was cut short by a crash is ended by the next.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -30,18 +32,16 @@ impl History {
         let path = directory.join(FILE);
         let torn = fs_err::read(&path)
             .is_ok_and(|content| content.last().is_some_and(|byte| *byte != b'\n'));
-        let mut file = fs_err::OpenOptions::new()
+        let file = fs_err::OpenOptions::new()
             .create(true)
             .append(true)
             .open(path)?;
-        if torn {
-            file.write_all(b"\n")?;
-        }
         let bytes = file.metadata()?.len();
         Ok(Self {
             directory: directory.to_owned(),
             file,
             bytes,
+            torn,
         })
     }
 
@@ -59,7 +59,13 @@ impl History {
         }
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
-        self.file.write_all(&line)?;
+        if self.torn {
+            line.insert(0, b'\n');
+        }
+        let written = self.file.write_all(&line);
+        // A full disk may have taken the beginning of it.
+        self.torn = written.is_err();
+        written?;
         self.bytes += line.len() as u64;
         Ok(())
     }
