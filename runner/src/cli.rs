@@ -1,5 +1,6 @@
 //! The command line: what may be typed.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -88,11 +89,16 @@ pub struct RunArgs {
     /// Directory of the tasks, instead of `runner.tasks_dir`.
     pub tasks_dir: Option<PathBuf>,
     /// Stop after so many runs.
-    #[arg(short = 'n', long, value_name = "N")]
-    pub runs: Option<std::num::NonZeroU64>,
+    #[arg(short = 'n', long, value_name = "N", value_parser = number_of_runs)]
+    pub runs: Option<NonZeroU64>,
     /// Halt the host after the last run.
     #[arg(short = 'H', long, requires = "runs")]
     pub halt_after: bool,
+}
+
+fn number_of_runs(text: &str) -> Result<NonZeroU64, &'static str> {
+    text.parse()
+        .map_err(|_| "expected a number from 1 on; without `--runs` it runs for ever")
 }
 
 /// Arguments of `order`.

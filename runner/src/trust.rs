@@ -14,6 +14,16 @@ pub enum Distrust {
     /// It cannot be looked at.
     #[error(transparent)]
     Unreadable(#[from] std::io::Error),
+    /// It is a link to a file that is not there.
+    #[error(
+        "`{path}` is a link to `{target}`, which is not there: expected a file; type `rm {path}`, or put the file there"
+    )]
+    Dangling {
+        /// The link.
+        path: PathBuf,
+        /// What it names.
+        target: PathBuf,
+    },
     /// Somebody else owns it.
     #[error(
         "`{path}` belongs to uid {owner}: expected root or the running user (uid {running}); type `chown root {path}`"
@@ -43,7 +53,13 @@ pub enum Distrust {
 /// # Errors
 /// If anybody but root or the running user could change what `path` names.
 pub fn check(path: &Path) -> Result<(), Distrust> {
-    let real = fs_err::canonicalize(path)?;
+    let real = fs_err::canonicalize(path).map_err(|error| match fs_err::read_link(path) {
+        Ok(target) if error.kind() == std::io::ErrorKind::NotFound => Distrust::Dangling {
+            path: path.to_owned(),
+            target,
+        },
+        Ok(_) | Err(_) => error.into(),
+    })?;
     check_one(&real, false)?;
     for directory in real.ancestors().skip(1) {
         check_one(directory, true)?;
