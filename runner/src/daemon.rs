@@ -21,20 +21,23 @@ use crate::backoff::Backoff;
 use crate::child::{Cgroup, Supervisor, own_directory};
 use crate::config::{self, BackoffSettings, Config};
 use crate::exit::Exit;
-use crate::halt::Halted;
 use crate::history::History;
 use crate::host::{Host, Surroundings, chain, millis};
 use crate::journal::Journal;
 use crate::recover;
 use crate::run::RunEnd;
 use crate::signals::{self, Stop};
-use crate::state::{Phase, State};
+use crate::state::{Phase, State, UNFINISHED};
 use crate::tasks_dir::{self, Tasks};
 use crate::trust;
 use crate::view::View;
 
 /// File that is locked as long as a `runner` works on a state directory.
 const LOCK: &str = "runner.lock";
+
+/// How long the lock may be held by nobody one can name: a child that a killed `runner` was about to
+/// start has the file open until it becomes its program, and `status` looks whether it is held.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What was asked for on the command line.
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,7 +103,8 @@ pub async fn run(
 
     let state_dir = config.runner.state_dir.clone();
     prepare(&state_dir)?;
-    let _lock = lock(&state_dir)?;
+    let _lock = lock(&state_dir).await?;
+    tidy(&state_dir);
     let loaded =
         State::load(&state_dir).map_err(|error| StartFault::Configuration(vec![chain(&error)]))?;
     if let Some((path, error)) = &loaded.damaged {
@@ -115,7 +119,7 @@ pub async fn run(
     let telemetry = Rc::new(start_telemetry(&config)?);
     let history = History::open(&state_dir)?;
     let journal = Journal::new(identity, surroundings.clock, history, Rc::clone(&telemetry));
-    let cgroup = own_cgroup();
+    let cgroup = own_cgroup(surroundings.nonce);
     let supervisor = Supervisor::new(cgroup)?;
     let rng = config
         .runner
@@ -185,8 +189,7 @@ impl Host {
                 RunEnd::Halt {
                     reason, pattern, ..
                 } => {
-                    self.halt(&tasks, &reason, pattern.as_deref()).await;
-                    break Exit::Halted;
+                    break self.halt(&tasks, &reason, pattern.as_deref()).await.exit();
                 }
                 RunEnd::Failed { task } => {
                     self.halt_after_failure(&tasks, &task).await;
@@ -205,9 +208,7 @@ impl Host {
 
     async fn halt_after(&mut self, tasks: &Tasks, done: u64) -> Exit {
         let reason = format!("{done} runs are done");
-        match self.halt(tasks, &reason, None).await {
-            Halted::GoingDown | Halted::NoTask | Halted::StillUp => Exit::Halted,
-        }
+        self.halt(tasks, &reason, None).await.exit()
     }
 
     /// Halts the host because a task failed for good, unless that happens too often.
@@ -425,7 +426,7 @@ fn prepare(state_dir: &Path) -> Result<(), StartFault> {
 }
 
 /// Takes the lock. It is held as long as the file is open, and no child inherits it.
-fn lock(state_dir: &Path) -> Result<fs_err::File, StartFault> {
+async fn lock(state_dir: &Path) -> Result<fs_err::File, StartFault> {
     let path = state_dir.join(LOCK);
     let mut file = fs_err::OpenOptions::new()
         .create(true)
@@ -434,22 +435,46 @@ fn lock(state_dir: &Path) -> Result<fs_err::File, StartFault> {
         .write(true)
         .open(&path)
         .map_err(|error| StartFault::Configuration(vec![error.to_string()]))?;
-    match file.file().try_lock() {
-        Ok(()) => {
-            file.set_len(0)?;
-            file.write_all(format!("{}\n", std::process::id()).as_bytes())?;
-            Ok(file)
+    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.file().try_lock() {
+            Ok(()) => {
+                // Who holds it is only to help the reader: on a full disk it is held all the same.
+                file.set_len(0).ok();
+                file.write_all(format!("{}\n", std::process::id()).as_bytes())
+                    .ok();
+                return Ok(file);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let holder = fs_err::read_to_string(&path).unwrap_or_default();
+                let holder = holder.trim();
+                let alive = !holder.is_empty() && Path::new("/proc").join(holder).exists();
+                if alive || tokio::time::Instant::now() >= deadline {
+                    return Err(StartFault::Locked {
+                        path,
+                        holder: holder.to_owned(),
+                    });
+                }
+                tokio::time::sleep(LOCK_PATIENCE / 100).await;
+            }
+            Err(TryLockError::Error(error)) => return Err(StartFault::System(error)),
         }
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Who holds it is only to help the reader.
-            file.read_to_string(&mut holder).ok();
-            Err(StartFault::Locked {
-                path,
-                holder: holder.trim().to_owned(),
-            })
-        }
-        Err(TryLockError::Error(error)) => Err(StartFault::System(error)),
+    }
+}
+
+/// Removes the unfinished files of a `runner` that was killed.
+fn tidy(state_dir: &Path) {
+    let entries = |directory: &Path| {
+        let entries = fs_err::read_dir(directory).into_iter().flatten();
+        entries.filter_map(|entry| Some(entry.ok()?.path()))
+    };
+    let unfinished = entries(state_dir).filter(|path| {
+        let name = path.file_name().unwrap_or_default();
+        name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
+    });
+    for path in unfinished.chain(entries(&state_dir.join("reports"))) {
+        // What cannot be removed does no harm.
+        fs_err::remove_file(path).ok();
     }
 }
 
@@ -467,9 +492,10 @@ pub fn lock_holder(state_dir: &Path) -> Option<u32> {
     }
 }
 
-fn own_cgroup() -> Option<Cgroup> {
+fn own_cgroup(nonce: u32) -> Option<Cgroup> {
     let parent = own_directory()?;
-    match Cgroup::create(&parent, &format!("runner-task-{}", std::process::id())) {
+    // Not by the pid: two runners in pid namespaces of their own may have the same one.
+    match Cgroup::create(&parent, &format!("runner-task-{nonce:08x}")) {
         Ok(cgroup) => Some(cgroup),
         Err(error) => {
             info!(%error, "tasks have no cgroup of their own: they are ended as descendants instead");

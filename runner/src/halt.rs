@@ -3,6 +3,7 @@
 use tracing::{error, info};
 
 use crate::child::Ending;
+use crate::exit::Exit;
 use crate::host::Host;
 use crate::signals::Stop;
 use crate::state::{Halt, Phase};
@@ -12,12 +13,24 @@ use crate::view::describe;
 /// What became of a halt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Halted {
-    /// The machine is going down, or `runner` was stopped meanwhile.
+    /// `runner` was asked to stop before the halt task: the host stays up.
+    Stopped,
+    /// The machine is going down: it told `runner` to stop.
     GoingDown,
     /// No halt task is configured: stopping is all that is to be done.
     NoTask,
     /// The halt task failed, is missing, or the machine is still up after it ended well.
     StillUp,
+}
+
+impl Halted {
+    /// The exit code for it, unless a task that failed decides it.
+    pub(crate) const fn exit(self) -> Exit {
+        match self {
+            Self::Stopped => Exit::Done,
+            Self::GoingDown | Self::NoTask | Self::StillUp => Exit::Halted,
+        }
+    }
 }
 
 impl Host {
@@ -29,6 +42,9 @@ impl Host {
         pattern: Option<&str>,
     ) -> Halted {
         self.run_before_reboot(&tasks.before_reboot).await;
+        if self.requests.stop() != Stop::No {
+            return Halted::Stopped;
+        }
         self.state.halt = Some(Halt {
             at: self.now(),
             boot_id: self.surroundings.boot_id.clone(),
@@ -60,8 +76,14 @@ impl Host {
         };
         info!(reason, task = %task.name, "halting the host");
         self.view.doing(&format!("halting: {reason}"));
-        let ended = self.attempt(task, 1).await;
-        self.conclude(task, 1, &ended, None).await;
+        let mut task = task.clone();
+        // No limit would be one that a halt task that hangs never reaches.
+        task.timeout.get_or_insert(self.config.runner.halt_wait);
+        let Some(ended) = self.attempt(Phase::Halt, &task, 1).await else {
+            self.state.halt = None;
+            return Halted::Stopped;
+        };
+        self.conclude(&task, 1, &ended, None).await;
         if self.requests.stop() != Stop::No {
             return Halted::GoingDown;
         }

@@ -17,7 +17,7 @@ use crate::config::{CommandLine, Config};
 use crate::hook::{HookArgument, HookResult};
 use crate::journal::Journal;
 use crate::report::Report;
-use crate::signals::Requests;
+use crate::signals::{Requests, Stop};
 use crate::state::{Activity, Job, Phase, RunningAttempt, State};
 use crate::step;
 use crate::task::Task;
@@ -26,9 +26,9 @@ use crate::view::{View, describe};
 /// Directories every task finds programs in, after the one `runner` is in.
 const STANDARD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where tasks with a user of their own report. The file is read through the descriptor it was made
-/// with: what its user puts in its place is never looked at.
-const REPORTS_OF_USERS: &str = "/tmp";
+/// Where tasks report that cannot do so in the state directory. The file is read through the
+/// descriptor it was made with: what somebody puts in its place is never looked at.
+const REPORTS_OF_OTHERS: &str = "/tmp";
 
 /// What tells the tasks about the process they run under.
 #[derive(Clone, Debug)]
@@ -153,9 +153,18 @@ impl Host {
         }
     }
 
-    /// One attempt, with the hook before it. The hook after it is for the caller, who knows the wait.
-    pub(crate) async fn attempt(&mut self, task: &Task, attempt: u32) -> Attempt {
+    /// One attempt, with the hook before it; none if `runner` was asked to stop meanwhile. The hook
+    /// after it is for the caller, who knows the wait.
+    pub(crate) async fn attempt(
+        &mut self,
+        phase: Phase,
+        task: &Task,
+        attempt: u32,
+    ) -> Option<Attempt> {
         self.run_hook(task, attempt, HookResult::Running).await;
+        if self.requests.stop() != Stop::No {
+            return None;
+        }
         self.state.attempt = Some(RunningAttempt {
             boot_id: self.surroundings.boot_id.clone(),
             run_id: self.run_id(),
@@ -166,7 +175,7 @@ impl Host {
                 .cgroup()
                 .map(|cgroup| cgroup.directory().to_owned()),
         });
-        self.enter(Phase::Task, Some(task), attempt, None);
+        self.enter(phase, Some(task), attempt, None);
         self.journal.record(TaskStarted {
             task: task.name.full(),
             run_id: self.run_id(),
@@ -188,11 +197,11 @@ impl Host {
         }
         let outcome = step::outcome(&finished.ending, finished.cut, task.may_halt);
         self.note(task, &report, &finished);
-        Attempt {
+        Some(Attempt {
             finished,
             outcome,
             report,
-        }
+        })
     }
 
     /// Records the end of an attempt and runs the hook after it. `delay` is the wait before the next one.
@@ -252,6 +261,7 @@ impl Host {
         let limits = Limits {
             timeout: task.timeout,
             grace_period: task.grace_period,
+            ended_by: Stop::Gracefully,
             drain_signal: task.drain_signal.map(|signal| signal.0),
         };
         let finished = self
@@ -271,27 +281,25 @@ impl Host {
 
     /// An empty file the task reports through; only its user can open it.
     ///
-    /// The state directory is closed to other users, so theirs is where they can reach it.
+    /// The state directory is closed to other users, so theirs is where they can reach it; so is
+    /// every one if the disk of the state directory is full or read-only.
     fn report_file(&self, task: &Task) -> std::io::Result<tempfile::NamedTempFile> {
-        let builder = || {
-            let mut builder = tempfile::Builder::new();
-            builder.prefix("runner-report-");
-            builder
+        let file_in = |directory: &Path| {
+            tempfile::Builder::new()
+                .prefix("runner-report-")
+                .tempfile_in(directory)
         };
-        match &task.user {
-            None => {
-                let directory = self.state_dir().join("reports");
-                fs_err::create_dir_all(&directory)?;
-                builder().tempfile_in(directory)
-            }
-            Some(user) => {
-                let file = builder().tempfile_in(REPORTS_OF_USERS)?;
-                if let Some(user) = nix::unistd::User::from_name(user)? {
-                    nix::unistd::fchown(&file, Some(user.uid), Some(user.gid))?;
-                }
-                Ok(file)
-            }
+        let Some(user) = &task.user else {
+            let own = self.state_dir().join("reports");
+            return fs_err::create_dir_all(&own)
+                .and_then(|()| file_in(&own))
+                .or_else(|_| file_in(Path::new(REPORTS_OF_OTHERS)));
+        };
+        let file = file_in(Path::new(REPORTS_OF_OTHERS))?;
+        if let Some(user) = nix::unistd::User::from_name(user)? {
+            nix::unistd::fchown(&file, Some(user.uid), Some(user.gid))?;
         }
+        Ok(file)
     }
 
     fn launch(&self, task: &Task, attempt: u32, report_file: &Path) -> Result<Launch, String> {
@@ -481,6 +489,7 @@ impl Host {
         let limits = Limits {
             timeout: Some(self.config.runner.hook_timeout),
             grace_period: self.config.runner.grace_period,
+            ended_by: Stop::AtOnce,
             drain_signal: None,
         };
         let finished = self

@@ -137,8 +137,10 @@ impl Host {
         let mut attempt = 0;
         loop {
             attempt += 1;
+            let Some(ended) = self.attempt(Phase::Task, task, attempt).await else {
+                return TaskEnd::Run(RunEnd::Stopped);
+            };
             *attempts += 1;
-            let ended = self.attempt(task, attempt).await;
             let stopped = self.requests.stop() != Stop::No;
             let step = if ended.finished.stuck.is_empty() {
                 step::next(ended.outcome, attempt, task)

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 /// Name of the file in the state directory.
 const FILE: &str = "state.json";
 
+/// How the names of files begin that are being written.
+pub(crate) const UNFINISHED: &str = ".new-";
+
 /// Version this program writes; it refuses newer ones.
 const VERSION: u32 = 1;
 
@@ -248,7 +251,7 @@ impl State {
 pub fn write_atomically(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
-        .prefix(".new-")
+        .prefix(UNFINISHED)
         .tempfile_in(directory)?;
     file.write_all(content)?;
     file.persist(path).map_err(|error| error.error)?;

@@ -22,6 +22,7 @@ mod capture;
 mod cgroup;
 mod launch;
 
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
@@ -84,6 +85,9 @@ pub struct Limits {
     pub timeout: Option<Duration>,
     /// From SIGTERM to SIGKILL.
     pub grace_period: Duration,
+    /// The request to stop that ends it. A hook is bounded by its timeout and ended by the second
+    /// one only, so that it can say how the task ended that was ended by the first.
+    pub ended_by: Stop,
     /// Signal to send when `runner` is drained.
     pub drain_signal: Option<nix::sys::signal::Signal>,
 }
@@ -126,7 +130,7 @@ impl Supervisor {
             Ok(started) => started,
             Err(error) => {
                 return Finished {
-                    ending: Ending::NotStarted(error.to_string()),
+                    ending: Ending::NotStarted(why_not(launch, &error)),
                     cut: None,
                     duration: started.elapsed(),
                     output: Output::default(),
@@ -172,7 +176,7 @@ impl Supervisor {
             }
             match requests.stop() {
                 Stop::AtOnce => return (status, Some(cut.unwrap_or(Cut::Stopped))),
-                Stop::Gracefully if cut.is_none() => {
+                Stop::Gracefully if cut.is_none() && limits.ended_by <= Stop::Gracefully => {
                     cut = Some(Cut::Stopped);
                     deadline = Some(Instant::now() + limits.grace_period);
                     terminate(pid);
@@ -241,6 +245,17 @@ fn start(launch: &Launch) -> std::io::Result<(Capture, Pid)> {
     let (capture, writer) = Capture::new()?;
     let pid = launch.spawn(writer)?;
     Ok((capture, pid))
+}
+
+fn why_not(launch: &Launch, error: &std::io::Error) -> String {
+    let program = Path::new(&launch.program);
+    let path = program.display();
+    if error.kind() == std::io::ErrorKind::NotFound && program.is_file() {
+        // The kernel means the interpreter, and people would look for the task.
+        format!("the interpreter in the first line of `{path}`: {error}")
+    } else {
+        format!("`{path}`: {error}")
+    }
 }
 
 async fn at(deadline: Option<Instant>) {
