@@ -2,7 +2,6 @@
 
 use std::fs::TryLockError;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +21,7 @@ use crate::child::{Cgroup, Supervisor, own_directory};
 use crate::config::{self, BackoffSettings, Config};
 use crate::exit::Exit;
 use crate::history::History;
-use crate::host::{Host, Surroundings, chain, millis};
+use crate::host::{Host, Surroundings, chain, create_private, millis};
 use crate::journal::Journal;
 use crate::recover;
 use crate::run::RunEnd;
@@ -370,9 +369,11 @@ impl Host {
             outcome: Outcome::Retry,
             run_id: attempt.run_id,
             attempt: attempt.attempt,
+            max_attempts: attempt.max_attempts,
             exit_code: None,
             signal: None,
             timed_out: false,
+            stopped: false,
             duration_ms: 0,
             delay_ms: None,
             output_bytes: 0,
@@ -411,16 +412,12 @@ fn say_once(config: &Config, tasks: &Tasks) {
 
 fn prepare(state_dir: &Path) -> Result<(), StartFault> {
     let unusable = |message: String| StartFault::Configuration(vec![message]);
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state_dir)
-        .map_err(|error| {
-            unusable(format!(
-                "the state directory `{}` cannot be made: {error}",
-                state_dir.display()
-            ))
-        })?;
+    create_private(state_dir).map_err(|error| {
+        unusable(format!(
+            "the state directory `{}` cannot be made: {error}",
+            state_dir.display()
+        ))
+    })?;
     trust::check(state_dir).map_err(|distrust| unusable(distrust.to_string()))?;
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use farm_events::{Event, Record};
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 
 /// The file being written.
 const FILE: &str = "history.jsonl";
@@ -35,6 +36,7 @@ impl History {
         let file = fs_err::OpenOptions::new()
             .create(true)
             .append(true)
+            .mode(0o600)
             .open(path)?;
         let bytes = file.metadata()?.len();
         Ok(Self {

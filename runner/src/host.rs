@@ -1,6 +1,7 @@
 //! One host at work: everything a run needs, and how one attempt of one task is made.
 
 use std::ffi::OsString;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -139,6 +140,9 @@ impl Host {
 
     /// Writes the state. A disk that is full is said once and does not stop the host.
     pub(crate) fn save(&mut self) {
+        if let Some(telemetry) = self.journal.telemetry() {
+            self.state.spool_dropped = telemetry.stats().dropped_ever;
+        }
         self.shared
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -170,6 +174,7 @@ impl Host {
             run_id: self.run_id(),
             task: task.name.full(),
             attempt,
+            max_attempts: task.max_attempts.get(),
             cgroup: self
                 .supervisor
                 .cgroup()
@@ -220,6 +225,7 @@ impl Host {
             outcome: *outcome,
             run_id: self.run_id(),
             attempt,
+            max_attempts: task.max_attempts.get(),
             exit_code: match finished.ending {
                 Ending::Exited(code) => Some(code),
                 Ending::Signalled(_) | Ending::NotStarted(_) => None,
@@ -229,6 +235,7 @@ impl Host {
                 Ending::Exited(_) | Ending::NotStarted(_) => None,
             },
             timed_out: finished.cut == Some(Cut::TimedOut),
+            stopped: finished.cut == Some(Cut::Stopped),
             duration_ms: millis(finished.duration),
             delay_ms: delay.map(millis),
             output_bytes: finished.output.total,
@@ -291,7 +298,7 @@ impl Host {
         };
         let Some(user) = &task.user else {
             let own = self.state_dir().join("reports");
-            return fs_err::create_dir_all(&own)
+            return create_private(&own)
                 .and_then(|()| file_in(&own))
                 .or_else(|_| file_in(Path::new(REPORTS_OF_OTHERS)));
         };
@@ -445,7 +452,7 @@ impl Host {
             return;
         }
         let directory = self.state_dir().join("output");
-        let kept = fs_err::create_dir_all(&directory)
+        let kept = create_private(&directory)
             .and_then(|()| fs_err::write(directory.join(task.name.file()), &finished.output.tail));
         if let Err(error) = kept {
             debug!(%error, "the output of a task cannot be kept");
@@ -506,6 +513,14 @@ impl Host {
             });
         }
     }
+}
+
+/// Makes a directory that only its owner can look into, if it is not there.
+pub(crate) fn create_private(directory: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
 }
 
 fn not_started(error: String) -> Finished {

@@ -45,6 +45,8 @@ pub struct State {
     pub reboots: Vec<Timestamp>,
     /// How many reboots each reboot pattern caused, by the pattern's text.
     pub reboots_by_pattern: BTreeMap<String, u64>,
+    /// Records that the telemetry spool dropped because it was full, ever.
+    pub spool_dropped: u64,
     /// What `runner` is doing.
     pub activity: Activity,
     /// The attempt that runs now. Still here when the next process starts: that one was killed.
@@ -64,6 +66,7 @@ impl Default for State {
             halt: None,
             reboots: Vec::new(),
             reboots_by_pattern: BTreeMap::new(),
+            spool_dropped: 0,
             activity: Activity::default(),
             attempt: None,
         }
@@ -153,6 +156,9 @@ pub struct RunningAttempt {
     pub task: String,
     /// Which attempt.
     pub attempt: u32,
+    /// How many the task has.
+    #[serde(default)]
+    pub max_attempts: u32,
     /// Its cgroup, if it has one.
     pub cgroup: Option<PathBuf>,
 }

@@ -15,17 +15,17 @@ const EXIT: i32 = 3;
 /// What the end of an attempt asks for.
 ///
 /// 0 is Ok, 2 Halt for tasks that may halt, 3 Exit; every other code, every signal, a task that
-/// could not be started and one that ran too long are Retry.
+/// could not be started and one that ran too long are Retry. An attempt that was ended because
+/// `runner` is to stop is no failure of the task: it is Exit.
 #[must_use]
 pub fn outcome(ending: &Ending, cut: Option<Cut>, may_halt: bool) -> Outcome {
-    if cut.is_some() {
-        return Outcome::Retry;
-    }
-    match ending {
-        Ending::Exited(0) => Outcome::Ok,
-        Ending::Exited(HALT) if may_halt => Outcome::Halt,
-        Ending::Exited(EXIT) => Outcome::Exit,
-        Ending::Exited(_) | Ending::Signalled(_) | Ending::NotStarted(_) => Outcome::Retry,
+    match (cut, ending) {
+        (Some(Cut::TimedOut), _) => Outcome::Retry,
+        (Some(Cut::Stopped), _) => Outcome::Exit,
+        (None, Ending::Exited(0)) => Outcome::Ok,
+        (None, Ending::Exited(HALT)) if may_halt => Outcome::Halt,
+        (None, Ending::Exited(EXIT)) => Outcome::Exit,
+        (None, Ending::Exited(_) | Ending::Signalled(_) | Ending::NotStarted(_)) => Outcome::Retry,
     }
 }
 
@@ -117,15 +117,18 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_was_cut_short_failed_whatever_it_returned() {
-        assert_eq!(
-            outcome(&Ending::Exited(0), Some(Cut::TimedOut), true),
-            Outcome::Retry
-        );
-        assert_eq!(
-            outcome(&Ending::Exited(2), Some(Cut::Stopped), true),
-            Outcome::Retry
-        );
+    fn a_task_that_ran_too_long_failed_whatever_it_returned() {
+        for code in [0, 2, 3] {
+            let ended = outcome(&Ending::Exited(code), Some(Cut::TimedOut), true);
+            assert_eq!(ended, Outcome::Retry);
+        }
+    }
+
+    #[test]
+    fn a_task_that_was_stopped_has_not_failed() {
+        for ending in [Ending::Exited(0), Ending::Exited(2), Ending::Signalled(15)] {
+            assert_eq!(outcome(&ending, Some(Cut::Stopped), true), Outcome::Exit);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::CommandFactory as _;
 use farm_events::{Event, Outcome, Record};
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
 
 use crate::cli::{CheckArgs, Cli, Format, GetArgs, HistoryArgs, OrderArgs, RecordArgs, StatusArgs};
@@ -311,6 +312,13 @@ fn write_status(out: &mut impl Write, state: &State, holder: Option<u32>) -> io:
     if let Some(halt) = &state.halt {
         writeln!(out, "halted: {} at {}", halt.reason, seconds(halt.at))?;
     }
+    if state.spool_dropped > 0 {
+        writeln!(
+            out,
+            "events lost because the telemetry spool was full: {}",
+            state.spool_dropped
+        )?;
+    }
     for (pattern, count) in &state.reboots_by_pattern {
         writeln!(out, "reboots by `{pattern}`: {count}")?;
     }
@@ -375,6 +383,7 @@ fn append_record(directory: &Path, argument: &HookArgument, now: Timestamp) -> i
     let mut file = fs_err::OpenOptions::new()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(path)?;
     file.write_all(format!("{line}\n").as_bytes())
 }

@@ -91,6 +91,9 @@ impl View {
             Outcome::Halt => {
                 info!(task = %task.name, attempt, duration_ms, "task asks to halt the host")
             }
+            Outcome::Exit if finished.cut == Some(Cut::Stopped) => {
+                info!(task = %task.name, attempt, duration_ms, "task was ended by request");
+            }
             Outcome::Exit => info!(task = %task.name, attempt, duration_ms, "task asks to stop"),
             Outcome::Retry => {
                 for line in finished.output.last_lines(SHOWN_LINES) {
@@ -101,9 +104,6 @@ impl View {
                 let delay_ms =
                     delay.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
                 match delay_ms {
-                    _ if finished.cut == Some(Cut::Stopped) => {
-                        info!(task = %task.name, attempt, duration_ms, "task was ended by request");
-                    }
                     Some(delay_ms) => {
                         warn!(task = %task.name, attempt, max_attempts, ending, duration_ms, delay_ms, shared_resource, "task failed, will retry");
                     }

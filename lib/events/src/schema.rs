@@ -139,12 +139,16 @@ events! {
         field run_id: String,
         /// Which attempt of this task in this run, from 1.
         field attempt: u32,
+        /// How many attempts the task has.
+        field max_attempts: u32,
         /// Exit code, if it exited by itself.
         field exit_code: Option<i32>,
         /// Number of the signal that ended it, if one did.
         field signal: Option<i32>,
         /// Whether it was ended because it ran longer than its `timeout`.
         field timed_out: bool,
+        /// Whether it was ended because `runner` was asked to stop. That is no retry.
+        field stopped: bool,
         /// From start until nothing of it was left, in milliseconds.
         field duration_ms: u64,
         /// Wait before the next attempt in milliseconds; absent if there is none.

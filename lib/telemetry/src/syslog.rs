@@ -8,13 +8,11 @@
 //!
 //! with `code` an exit code, `signal:9`, `timeout` or `spawn`, and `delay=none` when no attempt is
 //! left. RFC 5424 carries the same keys again as structured data.
-//!
-//! How many attempts a task has is said when one starts, not when it ends: [`Attempts`] remembers.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-use farm_events::{Event, Outcome, Record, RunResult, TaskFinished, TaskStarted, Value};
+use farm_events::{Event, Outcome, Record, RunResult, TaskFinished, Value};
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
@@ -89,49 +87,13 @@ pub struct Speaker {
     pub process_id: u32,
 }
 
-/// How many attempts the task has that runs: known from its start to its end.
-#[derive(Clone, Debug, Default)]
-pub struct Attempts(Option<TaskStarted>);
-
-impl Attempts {
-    /// What is known for `record`. To be asked once for each record, in order.
-    ///
-    /// `None` if it is not the end of an attempt, or if its start was not seen because `runner`
-    /// was killed and started again in between.
-    pub fn of(&mut self, record: &Record) -> Option<u32> {
-        match &record.event {
-            Event::TaskStarted(started) => {
-                self.0 = Some(started.clone());
-                None
-            }
-            Event::TaskFinished(finished) => {
-                let started = self.0.as_ref()?;
-                let same = started.task == finished.task && started.run_id == finished.run_id;
-                same.then_some(started.max_attempts)
-            }
-            Event::RunFinished(_)
-            | Event::JobFinished(_)
-            | Event::HostBooted(_)
-            | Event::RebootDecided(_)
-            | Event::SweepFinished(_)
-            | Event::HookFailed(_)
-            | Event::Heartbeat(_) => None,
-        }
-    }
-}
-
 /// The record in RFC 5424, in at most `longest` bytes.
 ///
 /// Too long a text is cut at the end of a character and marked with `…`; where structured data
 /// would leave the text no room, it is left out: text is what people search.
 #[must_use]
-pub fn format_5424(
-    record: &Record,
-    max_attempts: Option<u32>,
-    speaker: &Speaker,
-    longest: usize,
-) -> String {
-    let words = Words::of(&record.event, max_attempts);
+pub fn format_5424(record: &Record, speaker: &Speaker, longest: usize) -> String {
+    let words = Words::of(&record.event);
     // RFC 5424 allows six digits of a second, not nine.
     let time = record
         .time
@@ -163,13 +125,8 @@ pub fn format_5424(
 ///
 /// Receivers stamp it with the time of its arrival, so the time of the event is its last word.
 #[must_use]
-pub fn format_local(
-    record: &Record,
-    max_attempts: Option<u32>,
-    speaker: &Speaker,
-    longest: usize,
-) -> String {
-    let words = Words::of(&record.event, max_attempts);
+pub fn format_local(record: &Record, speaker: &Speaker, longest: usize) -> String {
+    let words = Words::of(&record.event);
     let time = format!(" time={}", record.time);
     let text = format!(
         "<{}>{}[{}]: {}",
@@ -191,11 +148,9 @@ struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    fn of(event: &'a Event, max_attempts: Option<u32>) -> Self {
+    fn of(event: &'a Event) -> Self {
         match event {
-            Event::TaskFinished(task) if task.outcome == Outcome::Retry => {
-                Self::retry(task, max_attempts)
-            }
+            Event::TaskFinished(task) if task.outcome == Outcome::Retry => Self::retry(task),
             Event::RunFinished(run) if run.result == RunResult::Failed => {
                 Self::plain(event, Severity::Error)
             }
@@ -211,9 +166,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    fn retry(task: &'a TaskFinished, max_attempts: Option<u32>) -> Self {
-        let max_attempts =
-            max_attempts.map_or("unknown".into(), |number| number.to_string().into());
+    fn retry(task: &'a TaskFinished) -> Self {
         let delay = task.delay_ms.map_or(Cow::Borrowed("none"), |delay| {
             // Tenths of a second, rounded; in whole numbers, so that it is exact.
             let tenths = delay.saturating_add(50) / 100;
@@ -225,7 +178,7 @@ impl<'a> Words<'a> {
             pairs: vec![
                 ("task", printable(&task.task)),
                 ("attempt", task.attempt.to_string().into()),
-                ("max_attempts", max_attempts),
+                ("max_attempts", task.max_attempts.to_string().into()),
                 ("code", code(task)),
                 ("delay", delay),
             ],

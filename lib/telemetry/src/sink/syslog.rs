@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::{Delivery, Failure, Sink};
 use crate::config::SyslogConfig;
-use crate::syslog::{Attempts, Speaker, format_5424, format_local};
+use crate::syslog::{Speaker, format_5424, format_local};
 
 /// Longest UDP message, below what every receiver must take in one piece (RFC 5426 advises 1,024
 /// at the least, RFC 5424 says "should" of 2,048).
@@ -87,7 +87,6 @@ fn is_host_and_port(text: &str) -> bool {
 #[derive(Debug)]
 pub(crate) struct Syslog {
     speaker: Speaker,
-    attempts: Attempts,
     way: Way,
 }
 
@@ -124,33 +123,22 @@ impl Syslog {
             app_name: config.app_name.clone(),
             process_id: std::process::id(),
         };
-        Ok(Self {
-            speaker,
-            attempts: Attempts::default(),
-            way,
-        })
+        Ok(Self { speaker, way })
     }
 
-    fn lines(&mut self, records: &[Record]) -> Vec<String> {
-        records
-            .iter()
-            .map(|record| {
-                let most = self.attempts.of(record);
-                match self.way {
-                    Way::Udp { .. } => format_5424(record, most, &self.speaker, LONGEST_UDP),
-                    Way::Tcp { .. } => format_5424(record, most, &self.speaker, LONGEST_STREAM),
-                    Way::Unix { .. } => format_local(record, most, &self.speaker, LONGEST_STREAM),
-                }
-            })
-            .collect()
+    fn line(&self, record: &Record) -> String {
+        match self.way {
+            Way::Udp { .. } => format_5424(record, &self.speaker, LONGEST_UDP),
+            Way::Tcp { .. } => format_5424(record, &self.speaker, LONGEST_STREAM),
+            Way::Unix { .. } => format_local(record, &self.speaker, LONGEST_STREAM),
+        }
     }
 }
 
 impl Sink for Syslog {
     async fn deliver(&mut self, records: &[Record]) -> Delivery {
-        let before = self.attempts.clone();
-        let lines = self.lines(records);
-        let delivery = match &mut self.way {
+        let lines: Vec<String> = records.iter().map(|record| self.line(record)).collect();
+        match &mut self.way {
             Way::Udp { host, socket } => send_udp(host, socket, &lines).await,
             Way::Tcp {
                 host,
@@ -164,15 +152,7 @@ impl Sink for Syslog {
                 }
             },
             Way::Unix { path, socket } => send_unix(path, socket, &lines).await,
-        };
-        if delivery.failure.is_some() {
-            // The rest comes again.
-            self.attempts = before;
-            for record in &records[..delivery.settled] {
-                self.attempts.of(record);
-            }
         }
-        delivery
     }
 }
 

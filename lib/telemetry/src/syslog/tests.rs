@@ -24,18 +24,18 @@ fn retry(change: impl FnOnce(&mut TaskFinished)) -> Record {
 
 #[test]
 fn a_retry_is_one_stable_line_with_the_same_keys_as_structured_data() {
-    insta::assert_snapshot!(format_5424(&record(2), Some(5), &speaker(), LONG), @r#"<28>1 2026-11-20T03:00:00.000002Z bld-1 runner 99 RETRY [farmhand@32473 task="10-update_repo" attempt="2" max_attempts="5" code="1" delay="12.3s"] RETRY task=10-update_repo attempt=2 max_attempts=5 code=1 delay=12.3s"#);
+    insta::assert_snapshot!(format_5424(&record(2), &speaker(), LONG), @r#"<28>1 2026-11-20T03:00:00.000002Z bld-1 runner 99 RETRY [farmhand@32473 task="10-update_repo" attempt="2" max_attempts="5" code="1" delay="12.3s"] RETRY task=10-update_repo attempt=2 max_attempts=5 code=1 delay=12.3s"#);
 }
 
 #[test]
 fn the_local_form_has_no_header_of_its_own_and_ends_with_the_time() {
-    insta::assert_snapshot!(format_local(&record(2), Some(5), &speaker(), LONG), @"<28>runner[99]: RETRY task=10-update_repo attempt=2 max_attempts=5 code=1 delay=12.3s time=2026-11-20T03:00:00.000002Z");
+    insta::assert_snapshot!(format_local(&record(2), &speaker(), LONG), @"<28>runner[99]: RETRY task=10-update_repo attempt=2 max_attempts=5 code=1 delay=12.3s time=2026-11-20T03:00:00.000002Z");
 }
 
 #[test]
 fn the_code_of_a_retry_says_how_the_attempt_ended() {
     let code = |change: fn(&mut TaskFinished)| {
-        let line = format_local(&retry(change), Some(5), &speaker(), LONG);
+        let line = format_local(&retry(change), &speaker(), LONG);
         line.split_once(" code=")
             .unwrap()
             .1
@@ -62,12 +62,7 @@ fn the_code_of_a_retry_says_how_the_attempt_ended() {
 #[test]
 fn the_delay_of_a_retry_is_rounded_to_tenths_and_none_after_the_last_attempt() {
     let delay = |delay_ms: Option<u64>| {
-        let line = format_local(
-            &retry(|task| task.delay_ms = delay_ms),
-            Some(5),
-            &speaker(),
-            LONG,
-        );
+        let line = format_local(&retry(|task| task.delay_ms = delay_ms), &speaker(), LONG);
         line.split_once(" delay=")
             .unwrap()
             .1
@@ -85,36 +80,6 @@ fn the_delay_of_a_retry_is_rounded_to_tenths_and_none_after_the_last_attempt() {
 }
 
 #[test]
-fn attempts_are_known_from_the_start_of_the_task_that_ended() {
-    let mut attempts = Attempts::default();
-    let started = |task: &str, max_attempts| Record {
-        event: TaskStarted {
-            task: task.into(),
-            run_id: "r-1".into(),
-            attempt: 1,
-            max_attempts,
-        }
-        .into(),
-        ..record(0)
-    };
-    assert_eq!(attempts.of(&record(1)), None, "no start was seen");
-    assert_eq!(attempts.of(&started("10-update_repo", 5)), None);
-    assert_eq!(attempts.of(&record(1)), Some(5));
-    attempts.of(&started("20-build", 3));
-    assert_eq!(
-        attempts.of(&record(1)),
-        None,
-        "another task was started since"
-    );
-}
-
-#[test]
-fn a_retry_whose_start_was_not_seen_says_so() {
-    let line = format_5424(&record(2), None, &speaker(), LONG);
-    assert!(line.contains("max_attempts=unknown"), "{line}");
-}
-
-#[test]
 fn other_events_are_their_name_and_their_columns() {
     let heartbeat = Heartbeat {
         phase: "task".into(),
@@ -129,7 +94,7 @@ fn other_events_are_their_name_and_their_columns() {
         event: heartbeat.into(),
         ..record(0)
     };
-    insta::assert_snapshot!(format_local(&record, None, &speaker(), LONG), @r#"<30>runner[99]: HEARTBEAT phase=task task="20 build" runs_since_boot=3 uptime_ms=4 load_1m=0.5 memory_used_bytes=6 spool_dropped=0 time=2026-11-20T03:00:00Z"#);
+    insta::assert_snapshot!(format_local(&record, &speaker(), LONG), @r#"<30>runner[99]: HEARTBEAT phase=task task="20 build" runs_since_boot=3 uptime_ms=4 load_1m=0.5 memory_used_bytes=6 spool_dropped=0 time=2026-11-20T03:00:00Z"#);
 }
 
 #[test]
@@ -146,7 +111,7 @@ fn a_failed_run_is_an_error_and_a_good_one_is_not() {
         .into(),
         ..record(0)
     };
-    let line = |result| format_local(&run(result), None, &speaker(), LONG);
+    let line = |result| format_local(&run(result), &speaker(), LONG);
     assert!(line(RunResult::Failed).starts_with("<27>"));
     for result in [
         RunResult::Done,
@@ -161,7 +126,7 @@ fn a_failed_run_is_an_error_and_a_good_one_is_not() {
 #[test]
 fn a_line_break_in_a_task_name_cannot_forge_a_line() {
     let record = retry(|task| task.task = "a\n<0>1 - evil".into());
-    let line = format_5424(&record, Some(5), &speaker(), LONG);
+    let line = format_5424(&record, &speaker(), LONG);
     assert!(!line.contains('\n'));
     assert!(line.contains("task=\"a\u{fffd}<0>1 - evil\""), "{line}");
 }
@@ -177,7 +142,7 @@ fn what_is_too_long_is_cut_at_a_character_and_marked() {
         .into(),
         ..record(0)
     };
-    let line = format_5424(&hook("ü".repeat(2000)), None, &speaker(), 1023);
+    let line = format_5424(&hook("ü".repeat(2000)), &speaker(), 1023);
     assert!(line.len() <= 1023 && line.len() > 1000, "{}", line.len());
     assert!(line.ends_with("ü…"), "{line}");
     assert!(
@@ -197,7 +162,6 @@ fn a_host_name_that_is_no_header_word_is_made_one() {
             identity,
             ..record(0)
         },
-        None,
         &speaker(),
         LONG,
     );
@@ -206,7 +170,7 @@ fn a_host_name_that_is_no_header_word_is_made_one() {
         identity: Identity::default(),
         ..record(0)
     };
-    assert!(format_5424(&nameless, None, &speaker(), LONG).contains("Z - runner 99 "));
+    assert!(format_5424(&nameless, &speaker(), LONG).contains("Z - runner 99 "));
 }
 
 /// The structured data of a line, by the grammar of RFC 5424; `None` if it breaks it.
@@ -261,7 +225,7 @@ proptest! {
     ) {
         let mut record = retry(|finished| finished.task = task.clone());
         record.identity.host = host;
-        let line = format_5424(&record, Some(5), &speaker(), longest);
+        let line = format_5424(&record, &speaker(), longest);
         prop_assert!(line.len() <= longest);
         prop_assert!(!line.contains(char::is_control));
         let pairs = structured_data(&line);

@@ -203,35 +203,6 @@ async fn a_local_receiver_that_does_not_read_is_left_after_the_timeout() {
     assert_eq!(attempt(&received(&receiver)), rest);
 }
 
-#[tokio::test]
-async fn attempts_are_known_from_one_batch_to_the_next_and_after_a_failure() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("log");
-    let mut sink = local(&path);
-    let started = Record {
-        event: farm_events::TaskStarted {
-            task: "10-update_repo".into(),
-            run_id: "r-1".into(),
-            attempt: 1,
-            max_attempts: 5,
-        }
-        .into(),
-        ..record(0)
-    };
-    assert!(
-        sink.deliver(&[started.clone(), record(1)])
-            .await
-            .failure
-            .is_some()
-    );
-    let receiver = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    sink.deliver(&[started]).await;
-    sink.deliver(&[record(1)]).await;
-    received(&receiver);
-    let line = received(&receiver);
-    assert!(line.contains(" attempt=1 max_attempts=5 code=1"), "{line}");
-}
-
 #[test]
 fn the_reader_of_the_tests_goes_by_the_counts() {
     assert_eq!(unframe(b"2 ab3 cde"), ["ab", "cde"]);

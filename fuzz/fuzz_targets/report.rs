@@ -1,0 +1,54 @@
+//! The report of a task. An odd first byte: the task is trusted.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use runner::report::Report;
+
+const KEYS: [&str; 14] = [
+    "job.name",
+    "job.result",
+    "job.id",
+    "job.url",
+    "sweep.verdict",
+    "sweep.leftovers",
+    "sweep.terminated",
+    "sweep.killed",
+    "sweep.survived",
+    "sweep.duration_ms",
+    "reboot.decision",
+    "reboot.reason",
+    "reboot.pattern",
+    "reboot.job",
+];
+
+fuzz_target!(|data: &[u8]| {
+    let Some((first, content)) = data.split_first() else {
+        return;
+    };
+    let trusted = first % 2 == 1;
+    let report = Report::parse(content, trusted);
+    for key in KEYS {
+        let Some(value) = report.value(key) else {
+            continue;
+        };
+        assert!(
+            trusted || key.starts_with("job."),
+            "`{key}` of a task that is not trusted"
+        );
+        assert!(!value.contains(char::is_control), "{value:?}");
+        assert!((1..=1024).contains(&value.chars().count()), "{value:?}");
+        assert_eq!(value.trim(), value);
+        let given = String::from_utf8_lossy(content);
+        assert!(
+            given
+                .lines()
+                .any(|line| line.starts_with(&format!("{key}="))),
+            "`{key}` was not given"
+        );
+    }
+    let _number: u32 = report.number("sweep.leftovers");
+    let _number: u64 = report.number("sweep.duration_ms");
+    for refused in &report.refused {
+        assert!(!refused.contains(char::is_control), "{refused:?}");
+    }
+});
