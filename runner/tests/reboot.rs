@@ -138,6 +138,7 @@ fn attempt(run_id: &str) -> RunningAttempt {
         run_id: run_id.into(),
         task: "99-reboot-decision".into(),
         attempt: 1,
+        max_attempts: 5,
         cgroup: None,
     }
 }

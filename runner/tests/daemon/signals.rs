@@ -118,6 +118,7 @@ fn a_task_that_was_ended_by_request_is_not_said_to_have_failed() {
     let ended = stop(running, &[SIGTERM]);
     assert_eq!(ended.count("no attempt is left"), 0, "{}", ended.err);
     assert_eq!(ended.count("task was ended by request"), 1, "{}", ended.err);
+    assert!(host.attempts("1-task")[0].stopped);
 }
 
 #[test]
@@ -287,7 +288,7 @@ fn the_hook_after_a_task_that_was_ended_by_request_still_says_how_it_ended() {
     stop(running, &[SIGTERM]).assert_code(0);
     let told = host.lines("told");
     assert_eq!(told.len(), 2);
-    assert!(told[1].contains("\"result\":\"RETRY\""), "{told:?}");
+    assert!(told[1].contains("\"result\":\"EXIT\""), "{told:?}");
 }
 
 #[test]
