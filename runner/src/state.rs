@@ -4,16 +4,28 @@
 //! verbs such as `reboot-decision` and `status` only read it. It is written before a task starts
 //! and after it ended, without `fsync`: after a `kill -9` the page cache has it, and after a power
 //! failure the boot id has changed and nothing in it refers to a living process any more.
+//!
+//! It changes places with the state before it, which the next state is written over. To put a new
+//! file in the place of an old one costs more than a small task: ext4 sends the new one to the disk
+//! at once. Written over, a file of unchanged size goes there when the kernel finds the time, in one
+//! block, so that a power failure leaves this state or an earlier one.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// Name of the file in the state directory.
 const FILE: &str = "state.json";
+/// The state before it, or one that a killed process did not finish.
+const PREVIOUS: &str = ".state.json.previous";
+/// The size of the file is a multiple of this, filled up with spaces: more than most states need.
+const SIZE: usize = 1024;
 
 /// How the names of files begin that are being written.
 pub(crate) const UNFINISHED: &str = ".new-";
@@ -196,6 +208,15 @@ impl State {
     /// # Errors
     /// If the file exists and cannot be read, or was written by a newer version.
     pub fn load(directory: &Path) -> Result<Loaded, StateError> {
+        let loaded = Self::load_once(directory)?;
+        if loaded.damaged.is_none() {
+            return Ok(loaded);
+        }
+        // Whoever opens the file and is then held up while two states are written reads a mixture.
+        Self::load_once(directory)
+    }
+
+    fn load_once(directory: &Path) -> Result<Loaded, StateError> {
         let path = directory.join(FILE);
         let text = match fs_err::read_to_string(&path) {
             Ok(text) => text,
@@ -229,8 +250,10 @@ impl State {
     /// If the directory cannot be written; the file is then as it was.
     pub fn save(&self, directory: &Path) -> Result<(), StateError> {
         let mut text = serde_json::to_vec(self).map_err(std::io::Error::other)?;
+        // With the line break at its end.
+        text.resize((text.len() + 1).next_multiple_of(SIZE) - 1, b' ');
         text.push(b'\n');
-        write_atomically(&directory.join(FILE), &text)?;
+        swap_in(&directory.join(FILE), &directory.join(PREVIOUS), &text)?;
         Ok(())
     }
 
@@ -247,6 +270,27 @@ impl State {
                 age.abs() < 3600
             })
             .collect()
+    }
+}
+
+/// Gives `path` the content, and `previous` what was there.
+///
+/// # Errors
+/// If the directory cannot be written; `path` is then as it was.
+fn swap_in(path: &Path, previous: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = fs_err::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(previous)?;
+    file.write_all(content)?;
+    file.set_len(content.len() as u64)?;
+    match rustix::fs::renameat_with(CWD, previous, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        // The first time there is nothing to change places with; some file systems never do.
+        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => fs_err::rename(previous, path),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -287,6 +331,36 @@ mod tests {
         };
         state.save(directory.path()).unwrap();
         assert_eq!(State::load(directory.path()).unwrap().state, state);
+    }
+
+    #[test]
+    fn states_of_any_size_follow_each_other_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        for length in [0, 5000, 10, SIZE, 700] {
+            let state = State {
+                boot_id: "b".repeat(length),
+                ..State::default()
+            };
+            state.save(directory.path()).unwrap();
+            assert_eq!(State::load(directory.path()).unwrap().state, state);
+            let file = fs_err::read(directory.path().join(FILE)).unwrap();
+            assert!(file.len() % SIZE == 0 && file.ends_with(b"\n"));
+        }
+    }
+
+    #[test]
+    fn a_state_that_was_not_finished_is_written_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = |runs| State {
+            runs,
+            ..State::default()
+        };
+        state(1).save(directory.path()).unwrap();
+        // As a process that was killed while it wrote leaves it.
+        fs_err::write(directory.path().join(PREVIOUS), "{\"runs\": 2, \"ver").unwrap();
+        assert_eq!(State::load(directory.path()).unwrap().state, state(1));
+        state(3).save(directory.path()).unwrap();
+        assert_eq!(State::load(directory.path()).unwrap().state, state(3));
     }
 
     #[test]
