@@ -196,6 +196,7 @@ impl Host {
                 }
             }
         };
+        self.state.cgroup = None;
         self.enter(Phase::Stopped, None, 0, None);
         self.view.stop_moving();
         beating.stop().await;
@@ -350,8 +351,16 @@ impl Host {
         self.save();
     }
 
-    /// Ends the attempt that a `runner` before this one was killed in.
+    /// Ends the attempt that a `runner` before this one was killed in, and removes its cgroup.
     fn end_previous_attempt(&mut self) {
+        let own = self.supervisor.cgroup();
+        let own = own.map(|cgroup| cgroup.directory().to_owned());
+        if let Some(previous) = std::mem::replace(&mut self.state.cgroup, own)
+            && self.state.attempt.is_none()
+        {
+            // Gone already unless it was killed.
+            fs_err::remove_dir(previous).ok();
+        }
         let Some(attempt) = self.state.attempt.take() else {
             return;
         };

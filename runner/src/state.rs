@@ -63,6 +63,8 @@ pub struct State {
     pub activity: Activity,
     /// The attempt that runs now. Still here when the next process starts: that one was killed.
     pub attempt: Option<RunningAttempt>,
+    /// The cgroup of the process that works here. Still here when the next one starts: it was killed.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl Default for State {
@@ -81,6 +83,7 @@ impl Default for State {
             spool_dropped: 0,
             activity: Activity::default(),
             attempt: None,
+            cgroup: None,
         }
     }
 }
@@ -344,7 +347,7 @@ mod tests {
             state.save(directory.path()).unwrap();
             assert_eq!(State::load(directory.path()).unwrap().state, state);
             let file = fs_err::read(directory.path().join(FILE)).unwrap();
-            assert!(file.len() % SIZE == 0 && file.ends_with(b"\n"));
+            assert!(file.len().is_multiple_of(SIZE) && file.ends_with(b"\n"));
         }
     }
 

@@ -317,6 +317,12 @@ impl Running<'_> {
         self.until(name, |host| host.exists(name));
     }
 
+    /// Waits for a whole line in a file.
+    #[track_caller]
+    pub(crate) fn until_written(&mut self, name: &str) {
+        self.until(name, |host| host.read(name).ends_with('\n'));
+    }
+
     #[track_caller]
     pub(crate) fn until_phase(&mut self, phase: &str) {
         self.until(phase, |host| host.phase() == phase);

@@ -149,7 +149,7 @@ fn what_wiped_its_environment_is_found_by_its_cgroup() {
          env -i setsid sleep 1000 & echo $! >\"$HERE/pids\"; while :; do sleep 1000; done",
     );
     let mut running = host.start(&["run", "-n", "1"]);
-    running.until_file("pids");
+    running.until_written("pids");
     running.until_phase("task");
     let cgroup = host.state()["attempt"]["cgroup"]
         .as_str()
@@ -180,7 +180,7 @@ fn a_task_of_another_runner_with_the_same_names_is_left_alone() {
         "echo $$ >\"$HERE/pids\"; while ! test -e \"$HERE/go\"; do sleep 0.01; done",
     );
     let mut running = one.start(&["run", "-n", "1"]);
-    running.until_file("pids");
+    running.until_written("pids");
     running.until_phase("task");
     // Another host with the same state, but for the run id: that is what tells them apart.
     let other = Host::new();

@@ -280,7 +280,7 @@ fn drain_signal_tells_the_task_once_to_take_no_further_job() {
     let mut running = host.start(&["run"]);
     running.until_file("ready");
     running.signal(nix::sys::signal::Signal::SIGUSR2);
-    running.until_file("told");
+    running.until_written("told");
     running.signal(nix::sys::signal::Signal::SIGUSR2);
     host.write("finish", "");
     running.wait().assert_code(0);

@@ -78,7 +78,7 @@ fn in_a_task_the_first_signal_to_stop_ends_it_gracefully() {
     for signals in GRACEFULLY {
         let host = in_task(false);
         let mut running = host.start(&["run"]);
-        running.until_file("pids");
+        running.until_written("pids");
         stop(running, signals).assert_code(0);
         assert_eq!(host.read("cleaned"), "cleaned\n", "{signals:?}");
         assert_eq!(host.trace(), ["1-task"]);
@@ -92,7 +92,7 @@ fn in_a_task_the_second_signal_to_stop_ends_it_at_once() {
     for signals in AT_ONCE {
         let host = in_task(true);
         let mut running = host.start(&["run"]);
-        running.until_file("pids");
+        running.until_written("pids");
         stop(running, signals).assert_code(0);
         assert!(!is_alive(pids(&host, "pids")[0]), "{signals:?}");
         assert_eq!(host.attempts("1-task")[0].signal, Some(9));
@@ -105,7 +105,7 @@ fn a_task_that_ignores_the_first_signal_to_stop_is_killed_after_its_grace() {
     let host = in_task(true);
     host.set("[runner]\ntimeout = \"0s\"\ngrace_period = \"100ms\"\n");
     let mut running = host.start(&["run"]);
-    running.until_file("pids");
+    running.until_written("pids");
     stop(running, &[SIGTERM]).assert_code(0);
     assert_eq!(host.attempts("1-task")[0].signal, Some(9));
 }
@@ -114,7 +114,7 @@ fn a_task_that_ignores_the_first_signal_to_stop_is_killed_after_its_grace() {
 fn a_task_that_was_ended_by_request_is_not_said_to_have_failed() {
     let host = in_task(false);
     let mut running = host.start(&["run"]);
-    running.until_file("pids");
+    running.until_written("pids");
     let ended = stop(running, &[SIGTERM]);
     assert_eq!(ended.count("no attempt is left"), 0, "{}", ended.err);
     assert_eq!(ended.count("task was ended by request"), 1, "{}", ended.err);
@@ -125,7 +125,7 @@ fn a_task_that_was_ended_by_request_is_not_said_to_have_failed() {
 fn in_a_task_sighup_changes_the_next_run_and_not_this_one() {
     let host = in_task(false);
     let mut running = host.start(&["run", "-n", "2"]);
-    running.until_file("pids");
+    running.until_written("pids");
     host.task("2-next", "echo $COLOUR >>\"$HERE/seen\"");
     host.set("[env]\nCOLOUR = \"red\"\n");
     running.signal(SIGHUP);
@@ -139,7 +139,7 @@ fn in_a_task_sighup_changes_the_next_run_and_not_this_one() {
 fn in_a_task_sigusr1_says_what_goes_on_and_changes_nothing() {
     let host = in_task(false);
     let mut running = host.start(&["run", "-n", "1"]);
-    running.until_file("pids");
+    running.until_written("pids");
     running.signal(SIGUSR1);
     running.until_said(r#"\"phase\":\"task\",\"task\":\"1-task\""#);
     host.write("go", "");
@@ -151,7 +151,7 @@ fn in_a_task_sigusr1_says_what_goes_on_and_changes_nothing() {
 fn in_a_task_without_a_job_sigusr2_stops_after_the_task() {
     let host = in_task(false);
     let mut running = host.start(&["run"]);
-    running.until_file("pids");
+    running.until_written("pids");
     running.signal(SIGUSR2);
     running.until_said("will stop after the current job");
     assert!(is_alive(pids(&host, "pids")[0]));
@@ -168,7 +168,7 @@ fn in_a_task_with_a_job_sigusr2_stops_after_the_run() {
         &format!("echo $$ >>\"$HERE/pids\"; {WAIT}; echo job.name=last >>\"$RUNNER_OUTPUT\""),
     );
     let mut running = host.start(&["run"]);
-    running.until_file("pids");
+    running.until_written("pids");
     running.signal(SIGUSR2);
     running.until_said("will stop after the current job");
     host.write("go", "");
@@ -253,7 +253,7 @@ fn in_the_hook_the_first_signal_to_stop_lets_it_finish_and_starts_no_task() {
     for signals in GRACEFULLY {
         let host = in_hook();
         let mut running = host.start(&["run"]);
-        running.until_file("pids");
+        running.until_written("pids");
         send(&mut running, signals);
         host.write("go", "");
         running.wait().assert_code(0);
@@ -268,7 +268,7 @@ fn in_the_hook_the_second_signal_to_stop_ends_it_at_once() {
     for signals in AT_ONCE {
         let host = in_hook();
         let mut running = host.start(&["run"]);
-        running.until_file("pids");
+        running.until_written("pids");
         stop(running, signals).assert_code(0);
         assert!(
             host.trace().is_empty() && !host.exists("told"),
@@ -299,7 +299,7 @@ fn in_the_hook_sighup_and_sigusr1_change_nothing() {
     ] {
         let host = in_hook();
         let mut running = host.start(&["run", "-n", "1"]);
-        running.until_file("pids");
+        running.until_written("pids");
         running.signal(signal);
         running.until_said(said);
         host.write("go", "");
@@ -312,7 +312,7 @@ fn in_the_hook_sighup_and_sigusr1_change_nothing() {
 fn in_the_hook_sigusr2_lets_its_task_run_and_stops_before_the_next() {
     let host = in_hook();
     let mut running = host.start(&["run"]);
-    running.until_file("pids");
+    running.until_written("pids");
     running.signal(SIGUSR2);
     running.until_said("will stop after the current job");
     host.write("go", "");
@@ -338,7 +338,7 @@ fn while_the_halt_task_runs_signals_to_stop_end_it_without_an_alarm() {
     for signals in GRACEFULLY {
         let host = in_halt(&format!("echo $$ >>\"$HERE/pids\"; {WAIT}"));
         let mut running = host.start(&["run"]);
-        running.until_file("pids");
+        running.until_written("pids");
         let ended = stop(running, signals);
         ended.assert_code(2);
         assert_eq!(ended.count("ERROR"), 0, "{}", ended.err);
@@ -346,7 +346,7 @@ fn while_the_halt_task_runs_signals_to_stop_end_it_without_an_alarm() {
     for signals in AT_ONCE {
         let host = in_halt(&format!("trap '' TERM; echo $$ >>\"$HERE/pids\"; {WAIT}"));
         let mut running = host.start(&["run"]);
-        running.until_file("pids");
+        running.until_written("pids");
         let ended = stop(running, signals);
         ended.assert_code(2);
         assert_eq!(ended.count("ERROR"), 0, "{}", ended.err);
@@ -376,7 +376,7 @@ fn while_the_host_is_halted_sighup_sigusr1_and_sigusr2_change_nothing() {
         let host = in_halt(&format!("echo $$ >>\"$HERE/pids\"; {WAIT}"));
         host.write("runner.d/60-short.toml", "[runner]\nhalt_wait = \"10ms\"\n");
         let mut running = host.start(&["run"]);
-        running.until_file("pids");
+        running.until_written("pids");
         running.signal(signal);
         running.until_said(said);
         assert!(is_alive(pids(&host, "pids")[0]));
@@ -399,7 +399,7 @@ fn a_signal_to_stop_before_the_halt_task_leaves_the_host_up() {
     host.task("2-last-words", &format!("echo $$ >>\"$HERE/pids\"; {WAIT}"));
     host.set("[tasks.asks]\nmay_halt = true\n[tasks.last-words]\nwhen = \"before-reboot\"\n");
     let mut running = host.start(&["run"]);
-    running.until_file("pids");
+    running.until_written("pids");
     // It did not halt, so it does not say so.
     stop(running, &[SIGTERM]).assert_code(0);
     assert_eq!(host.trace(), ["1-asks", "2-last-words"]);
@@ -414,7 +414,7 @@ fn a_configuration_with_faults_is_reported_and_the_old_one_stays() {
     host.task("2-next", "echo $COLOUR >>\"$HERE/seen\"");
     host.set("[env]\nCOLOUR = \"red\"\n");
     let mut running = host.start(&["run", "-n", "2"]);
-    running.until_file("pids");
+    running.until_written("pids");
     host.set("[env]\nCOLOUR = \"blue\"\n[runner]\ntimeuot = \"5m\"\n");
     running.signal(SIGHUP);
     running.until_said("will read the configuration again");
@@ -436,7 +436,7 @@ fn the_next_run_takes_its_tasks_from_where_the_new_configuration_says() {
     fs_err::create_dir(host.path("other.d")).unwrap();
     host.script("other.d/5-elsewhere", "echo elsewhere >>\"$HERE/trace\"");
     let mut running = host.start(&["run", "-n", "2"]);
-    running.until_file("pids");
+    running.until_written("pids");
     let other = host.path("other.d").display().to_string();
     host.set(&format!(
         "[runner]\nstate_dir = \"/nonexistent/state\"\ntasks_dir = \"{other}\"\n"

@@ -1,5 +1,7 @@
 //! What the host remembers survives kills, and a disk that fails does not stop the host.
 
+use std::path::PathBuf;
+
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::host::{Host, is_root};
@@ -9,6 +11,16 @@ fn runs_in(state: &str) -> Option<u64> {
     serde_json::from_str::<serde_json::Value>(state).ok()?["runs"].as_u64()
 }
 
+/// The cgroups these states tell of that are still there.
+fn cgroups_of(states: &[String]) -> Vec<PathBuf> {
+    states
+        .iter()
+        .filter_map(|state| serde_json::from_str::<serde_json::Value>(state).ok())
+        .filter_map(|state| Some(PathBuf::from(state["cgroup"].as_str()?)))
+        .filter(|cgroup| cgroup.exists())
+        .collect()
+}
+
 #[test]
 fn state_is_whole_whenever_the_runner_is_killed() {
     let host = Host::new();
@@ -16,7 +28,7 @@ fn state_is_whole_whenever_the_runner_is_killed() {
         host.task(format!("{number}-task"), "");
     }
     let mut rng = rand::rngs::StdRng::seed_from_u64(20_141_018);
-    let mut runs = 0;
+    let (mut runs, mut kept) = (0, Vec::new());
     for _ in 0..100 {
         let mut running = host.start(&["run"]);
         // Killed somewhere within its first runs.
@@ -28,6 +40,7 @@ fn state_is_whole_whenever_the_runner_is_killed() {
         let whole = host.read("state/state.json");
         let now = runs_in(&whole).unwrap_or_else(|| panic!("not whole: {whole:?}"));
         assert!(now >= goal, "{now} runs after {goal}");
+        kept.push(whole);
         runs = now;
     }
     host.run_once().assert_code(0);
@@ -38,6 +51,7 @@ fn state_is_whole_whenever_the_runner_is_killed() {
         .filter(|name| name.starts_with(".new-"))
         .collect();
     assert!(files.is_empty(), "left by a kill: {files:?}");
+    assert_eq!(cgroups_of(&kept), Vec::<PathBuf>::new(), "left by a kill");
     let reports = fs_err::read_dir(host.path("state/reports"))
         .unwrap()
         .count();
