@@ -27,11 +27,8 @@ fuzz_target!(|data: &[u8]| {
 fn check_stat(data: &[u8]) {
     if let Ok(stat) = table::parse_stat(data) {
         assert!(stat.state.is_ascii_alphabetic());
-        assert!(
-            data.windows(stat.comm.0.len())
-                .any(|part| part == stat.comm.0)
-                || stat.comm.0.is_empty()
-        );
+        let name = [b"(", stat.comm.0.as_slice(), b")"].concat();
+        assert!(data.windows(name.len()).any(|part| part == name));
     }
     let fields = b") S 1 4711 4711 0 -1 4194304 117 0 0 0 0 0 0 0 20 0 1 0 890123 5644288 216\n";
     let name = &data[..data.len().min(15)];

@@ -11,7 +11,6 @@ use libfuzzer_sys::fuzz_target;
 #[derive(Debug)]
 struct Input {
     record: AnyRecord,
-    max_attempts: Option<u32>,
     app_name: String,
     process_id: u32,
     longest: usize,
@@ -20,7 +19,6 @@ struct Input {
 impl<'a> Arbitrary<'a> for Input {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         Ok(Self {
-            max_attempts: u.arbitrary()?,
             process_id: u.arbitrary()?,
             // From what RFC 5424 demands of every receiver to what TCP is given.
             longest: u.int_in_range(480..=8000)?,
@@ -33,7 +31,6 @@ impl<'a> Arbitrary<'a> for Input {
 fuzz_target!(|input: Input| {
     let Input {
         record: AnyRecord(record),
-        max_attempts,
         app_name,
         process_id,
         longest,
@@ -44,7 +41,7 @@ fuzz_target!(|input: Input| {
         process_id,
     };
 
-    let line = format_5424(&record, max_attempts, &speaker, longest);
+    let line = format_5424(&record, &speaker, longest);
     check_characters(&line, longest);
     let frame = parse(&line).unwrap_or_else(|error| panic!("{error}\nin {line:?}"));
     assert_eq!(frame.process_id, process_id.to_string());
@@ -74,7 +71,7 @@ fuzz_target!(|input: Input| {
         }
     }
 
-    let local = format_local(&record, max_attempts, &speaker, longest);
+    let local = format_local(&record, &speaker, longest);
     check_characters(&local, longest);
     assert!(
         local.ends_with(&format!(" time={}", record.time)),
