@@ -426,7 +426,7 @@ fn gaps_in(stamps: &Path, attempts: usize) -> Vec<Duration> {
 /// The way every child of `runner` is started, from a small process and from a large one.
 fn ballast() -> bool {
     const CHILDREN: usize = 60;
-    const ROUNDS: usize = 5;
+    const ROUNDS: usize = 11;
     let place = Place::new("farm-bench-");
     let launch = Launch {
         program: task(&place, 0, &elf(EXIT_0)).into(),
