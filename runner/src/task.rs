@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::backoff::Backoff;
-use crate::config::{CommandLine, Config, SignalName, TaskSettings, When};
+use crate::config::{CommandLine, Config, RunnerSettings, SignalName, TaskSettings, When};
 
 /// File name of a task, with what its parts mean: `10-update_repo.py` is number 10, short name `update_repo`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -139,6 +139,18 @@ pub struct Task {
     pub drain_signal: Option<SignalName>,
 }
 
+/// Attempts that outlast a ten-minute outage of what all hosts share: with the default waits no host
+/// of 2,000 needs more than 16 (`tests/herd.rs`). A host that gives up would halt, and come back to
+/// the same outage.
+const SHARED_ATTEMPTS: NonZeroU32 = NonZeroU32::new(20).expect("20 is not zero");
+
+fn default_attempts(runner: &RunnerSettings, own: &TaskSettings) -> NonZeroU32 {
+    match own.shared_resource {
+        Some(_) => runner.max_attempts.max(SHARED_ATTEMPTS),
+        None => runner.max_attempts,
+    }
+}
+
 impl Task {
     /// The task in the file `path`, with its own settings over those of `[runner]`.
     #[must_use]
@@ -151,7 +163,9 @@ impl Task {
             path,
             timeout: (!timeout.is_zero()).then_some(timeout),
             grace_period: own.grace_period.unwrap_or(runner.grace_period),
-            max_attempts: own.max_attempts.unwrap_or(runner.max_attempts),
+            max_attempts: own
+                .max_attempts
+                .unwrap_or_else(|| default_attempts(runner, own)),
             backoff: Backoff::new(own.backoff, runner.backoff),
             user: own.user.clone(),
             env: env
@@ -230,6 +244,23 @@ mod tests {
                 "z"
             ]
         );
+    }
+
+    #[test]
+    fn a_task_of_a_shared_resource_has_attempts_for_an_outage() {
+        let config = Config::default();
+        let attempts = |max_attempts, shared_resource: Option<&str>| {
+            let own = TaskSettings {
+                max_attempts,
+                shared_resource: shared_resource.map(Into::into),
+                ..TaskSettings::default()
+            };
+            let task = Task::new(name("1-a"), "/1-a".into(), &config, &own);
+            task.max_attempts.get()
+        };
+        assert_eq!(attempts(None, None), 5);
+        assert_eq!(attempts(None, Some("hg")), 20);
+        assert_eq!(attempts(NonZeroU32::new(2), Some("hg")), 2);
     }
 
     #[test]

@@ -348,10 +348,19 @@ fn check_keys<T: DeserializeOwned>(
         .filter_map(|SingleKey { path, at, table }| {
             let spanned = Spanned::new(at.clone(), table);
             let error = T::deserialize(toml::de::Deserializer::from(spanned)).err()?;
-            let message = format!("`{path}`: {}", one_line(error.message()));
+            let message = format!("`{path}`: {}", with_example(&one_line(error.message())));
             Some(source.fault(error.span().or(Some(at)), message))
         })
         .collect()
+}
+
+/// What the duration's parser expects is plain only to who knows it.
+fn with_example(message: &str) -> String {
+    if message.ends_with("expected a duration") {
+        format!("{message} such as \"90s\" or \"10m\"")
+    } else {
+        message.to_owned()
+    }
 }
 
 fn one_line(message: &str) -> String {

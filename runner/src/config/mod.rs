@@ -125,7 +125,8 @@ pub struct TaskSettings {
     /// From SIGTERM to SIGKILL.
     #[serde(with = "humantime_serde")]
     pub grace_period: Option<Duration>,
-    /// Attempts in one run.
+    /// Attempts in one run; without it at least 20 for a task with a `shared_resource`, so that it
+    /// outlasts an outage.
     pub max_attempts: Option<NonZeroU32>,
     /// Waits between attempts.
     pub backoff: BackoffSettings,
@@ -145,7 +146,7 @@ pub struct TaskSettings {
     pub when: When,
     /// Keys `SECTION.KEY` of this configuration that must exist and not be empty.
     pub requires: Vec<String>,
-    /// Resource that many hosts share and this task uses, such as a repository; named in its log lines.
+    /// Resource that many hosts share and this task uses, such as a repository; named where it fails.
     pub shared_resource: Option<String>,
     /// Signal that tells the task to take no further job (sent when `runner` is drained).
     pub drain_signal: Option<SignalName>,
