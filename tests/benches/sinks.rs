@@ -1,21 +1,18 @@
 //! How much longer a run takes when the sinks of its events are dead, slow or lying.
 //!
 //! The same `runner` makes the same runs without sinks and with sinks of each kind, in turns, so
-//! that whatever else the machine does falls on all of them alike. Printed is the ratio of medians
-//! against the runs without sinks, for tasks of 20 ms and, as the worst case there is, for tasks
-//! that do nothing. `cargo bench -p farm-tests`; `-- --rounds 30` for a finer measure.
+//! that whatever else the machine does falls on all of them alike. Printed is the median
+//! of the ratios to the run without sinks of the same round, for tasks of 20 ms and, as the worst case there is, for tasks
+//! that do nothing. `cargo bench -p farm-tests --bench sinks` builds `runner` by itself;
+//! `-- --rounds 30` for a finer measure.
 
 #![expect(clippy::print_stdout, reason = "prints its measurements")]
-#![expect(
-    clippy::disallowed_types,
-    reason = "measures other processes, for which no clock can be paused"
-)]
-
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use farm_events::{Event, Record};
 use farm_tests::place::Place;
 use farm_tests::process::Process;
 use farm_tests::programs;
@@ -51,18 +48,20 @@ const SINKS: [Sink; 5] = [
 
 fn main() -> ExitCode {
     let rounds = rounds(std::env::args());
-    println!("runs of {TASKS} tasks, {rounds} rounds, medians in turns; ratio against no sink\n");
+    programs::build_for_benchmark("runner");
+    println!(
+        "runs of {TASKS} tasks, {rounds} rounds; median of the ratios to the run without sinks\n"
+    );
     let mut kept = true;
     for (name, task, runs) in [
-        ("tasks of 20 ms", "#!/bin/sh\nexec sleep 0.02\n", 5),
+        ("tasks of 20 ms", "#!/bin/sh\nexec sleep 0.02\n", 10),
         ("empty tasks", "#!/bin/sh\n", 20),
     ] {
-        let medians = measure(task, runs, rounds);
-        let base = medians[0];
-        for (sink, median) in SINKS.into_iter().zip(medians) {
-            let ratio = median.as_secs_f64() / base.as_secs_f64();
-            let per_run = median / runs;
-            println!("{name:>15}  {sink:<8?}  {per_run:>10.2?} a run  ratio {ratio:.4}");
+        let times = measure(task, runs, rounds);
+        for (sink, own) in SINKS.iter().zip(&times) {
+            let ratio = median(own.iter().zip(&times[0]).map(|(own, none)| own / none));
+            let per_run = 1000.0 * median(own.iter().copied()) / f64::from(runs);
+            println!("{name:>15}  {sink:<8?}  {per_run:>7.1} ms a run  ratio {ratio:.4}");
             kept &= name == "empty tasks" || ratio <= PROMISE;
         }
     }
@@ -88,8 +87,8 @@ fn rounds(arguments: impl Iterator<Item = String>) -> usize {
         .unwrap_or(9)
 }
 
-/// Median time of `runs` runs for each sink.
-fn measure(task: &str, runs: u32, rounds: usize) -> Vec<Duration> {
+/// The time of `runs` runs in seconds, for each sink in each round.
+fn measure(task: &str, runs: u32, rounds: usize) -> [Vec<f64>; SINKS.len()] {
     let dead = Port::reserve();
     let ports = SINKS.map(|sink| sink.open(&dead));
     let mut times = SINKS.map(|_| Vec::new());
@@ -100,7 +99,7 @@ fn measure(task: &str, runs: u32, rounds: usize) -> Vec<Duration> {
             times[index].push(run(task, runs, ports[index]));
         }
     }
-    times.into_iter().map(median).collect()
+    times
 }
 
 /// Where a database and a syslog receiver are.
@@ -130,9 +129,9 @@ impl Sink {
     }
 }
 
-/// From the start of `runner` until its end. It does not wait for its sinks at exit: that time is
-/// a setting, and no part of a run.
-fn run(task: &str, runs: u32, ports: Option<Ports>) -> Duration {
+/// What the runs took, by the account `runner` keeps of them: its start and the time it spends on
+/// sinks at its end, which is a setting, are no part of a run.
+fn run(task: &str, runs: u32, ports: Option<Ports>) -> f64 {
     let place = Place::new("farm-bench-");
     for number in 0..TASKS {
         place.write_executable(&format!("tasks.d/{number}-task"), task);
@@ -157,7 +156,6 @@ fn run(task: &str, runs: u32, ports: Option<Ports>) -> Duration {
         path.to_str().expect("ASCII"),
     ];
     let log = place.path("runner.log");
-    let began = Instant::now();
     let mut process = Process::start(
         &programs::ours("runner"),
         arguments,
@@ -165,9 +163,18 @@ fn run(task: &str, runs: u32, ports: Option<Ports>) -> Duration {
         &log,
     );
     let status = process.wait();
-    let took = began.elapsed();
     assert!(status.success(), "{status}: {}", process.last_lines());
-    took
+    let durations: Vec<u64> = place
+        .read("state/history.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("one record a line"))
+        .filter_map(|record: Record| match record.event {
+            Event::RunFinished(run) => Some(run.duration_ms),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(durations.len().to_string(), runs, "every run is on record");
+    Duration::from_millis(durations.iter().sum()).as_secs_f64()
 }
 
 /// Serves every connection on a port of its own until the benchmark ends.
@@ -231,7 +238,8 @@ fn read_line(client: &mut BufReader<TcpStream>) -> std::io::Result<String> {
     Ok(line.trim_end().to_owned())
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
 }

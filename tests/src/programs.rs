@@ -36,6 +36,25 @@ pub fn ours(name: &str) -> PathBuf {
     program
 }
 
+/// Builds one of our programs into the build directory of a benchmark: cargo itself builds for a
+/// benchmark what it links, which is no program of another package.
+///
+/// # Panics
+///
+/// If it cannot be built.
+pub fn build_for_benchmark(package: &str) {
+    let build_dir = build_dir();
+    let target = build_dir.parent().expect("the build directory is in one");
+    let status = std::process::Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--release", "--package", package])
+        .arg("--target-dir")
+        .arg(target)
+        .current_dir(repository("."))
+        .status();
+    let built = status.is_ok_and(|status| status.success());
+    assert!(built, "`{package}` cannot be built");
+}
+
 /// A program of a Debian package.
 ///
 /// # Panics

@@ -86,9 +86,10 @@ impl Rsyslog {
     /// If it does not become ready.
     pub fn start_again(&mut self) {
         let directory = self.directory.path();
+        // Without a pid file: it would lie in `/`, where `rsyslogd` changes to, and be shared by all.
         let mut process = Process::start(
             &programs::installed("rsyslogd"),
-            ["-n", "-f", "rsyslog.conf", "-i", "rsyslogd.pid"],
+            ["-n", "-f", "rsyslog.conf", "-i", "NONE"],
             directory,
             &directory.join("rsyslogd.log"),
         );
