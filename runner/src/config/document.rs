@@ -65,7 +65,8 @@ impl Source {
         Fault {
             path: self.path.clone(),
             line: span.map(|span| self.line_at(span.start)),
-            message: message.into(),
+            // TOML writes any character by an escape; none may break the line it is said in.
+            message: message.into().replace(char::is_control, "\u{fffd}"),
         }
     }
 

@@ -91,6 +91,16 @@ share = ""
 }
 
 #[test]
+fn a_control_character_in_a_key_cannot_forge_a_line() {
+    let said = faults(&[(
+        "runner.toml",
+        "[runner]\n\"x\\nerror: all is well\\u001b[2J\" = 1\n",
+    )]);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(!said.contains(char::is_control), "{said:?}");
+}
+
+#[test]
 fn later_files_override_single_keys() {
     let config = config(&[
         (

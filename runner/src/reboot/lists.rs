@@ -173,7 +173,9 @@ impl From<Unweighable> for Fault {
         Self {
             file: unweighable.file.to_path_buf(),
             line: Some(unweighable.line),
-            message: unweighable.to_string(),
+            message: unweighable
+                .to_string()
+                .replace(char::is_control, "\u{fffd}"),
         }
     }
 }
@@ -288,8 +290,11 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
         .delegate_size_limit(MAX_COMPILED_BYTES)
         .build()
         .map_err(|error| {
-            let error = error.to_string().replace('\n', " ");
-            format!("invalid pattern `{pattern}`: {error}")
+            let message = format!("invalid pattern `{pattern}`: {error}");
+            // TOML writes any character by an escape; none may break the line it is said in.
+            message
+                .replace('\n', " ")
+                .replace(char::is_control, "\u{fffd}")
         })
 }
 
@@ -471,7 +476,7 @@ impl Parser<'_> {
         self.faults.push(Fault {
             file: self.file.to_path_buf(),
             line: span.map(|span| line_of(self.text.as_bytes(), span.start)),
-            message,
+            message: message.replace(char::is_control, "\u{fffd}"),
         });
     }
 }
