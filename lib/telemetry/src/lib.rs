@@ -7,7 +7,7 @@
 //!
 //! - [`config`]: the table `[telemetry]` and its faults
 //! - [`spool`]: the bounded queue on disk
-//! - [`line`], [`syslog`]: a record as text
+//! - [`mod@line`], [`syslog`]: a record as text
 //! - `sink`: the connections; `sender`: when to use them
 //! - [`log`]: log lines on standard error
 

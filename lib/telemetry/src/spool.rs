@@ -1,7 +1,7 @@
 //! The waiting room on disk between `runner` and its sinks.
 //!
 //! Records are lines of segment files, numbered upwards and never reused. Appending writes one
-//! line to the last segment; each sink reads from its own [`Position`], which a small cursor file
+//! line to the last segment; each sink reads from its own `Position`, which a small cursor file
 //! remembers, and a segment goes when every sink is past it. So each sink gets every record in
 //! order at least once, whatever happens to the other sinks or to the process.
 //!
