@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     if let Some(file) = value_of(&arguments, "--stamp") {
         return stamp(Path::new(file));
     }
-    build_runner();
+    programs::build_for_benchmark("runner");
     let promises = if arguments.iter().any(|argument| argument == "--million") {
         vec![memory(1_000_000)]
     } else {
@@ -83,25 +83,6 @@ fn main() -> ExitCode {
 fn value_of<'a>(arguments: &'a [String], option: &str) -> Option<&'a str> {
     let mut arguments = arguments.iter().skip_while(|argument| *argument != option);
     arguments.nth(1).map(String::as_str)
-}
-
-/// Cargo builds for a benchmark what it links, which is no program of another package.
-fn build_runner() {
-    let target = programs::build_dir();
-    let target = target.parent().expect("the build directory is in one");
-    let status = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "-p",
-            "runner",
-            "--target-dir",
-        ])
-        .arg(target)
-        .current_dir(programs::repository(""))
-        .status();
-    assert!(status.expect("cargo runs").success(), "cannot build runner");
 }
 
 // ---------------------------------------------------------------------------------- empty tasks
