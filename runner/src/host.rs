@@ -10,6 +10,7 @@ use farm_events::{
     HookFailed, JobFinished, Outcome, RebootDecided, SweepFinished, TaskFinished, TaskStarted,
 };
 use jiff::Timestamp;
+use nix::unistd::User;
 use rand::rngs::StdRng;
 use tracing::{debug, warn};
 
@@ -62,6 +63,8 @@ pub struct Host {
     pub(crate) view: View,
     /// What goes on, for heartbeats and SIGUSR1.
     pub(crate) shared: Arc<Mutex<State>>,
+    /// Who `runner` runs as.
+    user: Option<User>,
     state_fails: bool,
 }
 
@@ -102,6 +105,7 @@ impl Host {
             rng,
             view,
             shared,
+            user: User::from_uid(nix::unistd::geteuid()).ok().flatten(),
             state_fails: false,
         }
     }
@@ -303,22 +307,22 @@ impl Host {
                 .or_else(|_| file_in(Path::new(REPORTS_OF_OTHERS)));
         };
         let file = file_in(Path::new(REPORTS_OF_OTHERS))?;
-        if let Some(user) = nix::unistd::User::from_name(user)? {
+        if let Some(user) = User::from_name(user)? {
             nix::unistd::fchown(&file, Some(user.uid), Some(user.gid))?;
         }
         Ok(file)
     }
 
     fn launch(&self, task: &Task, attempt: u32, report_file: &Path) -> Result<Launch, String> {
-        let user = match &task.user {
-            Some(name) => nix::unistd::User::from_name(name),
-            None => nix::unistd::User::from_uid(nix::unistd::geteuid()),
+        let other = match &task.user {
+            Some(name) => Some(
+                User::from_name(name)
+                    .map_err(|error| error.to_string())?
+                    .ok_or_else(|| format!("this host has no user `{name}`"))?,
+            ),
+            None => None,
         };
-        let user = user.map_err(|error| error.to_string())?;
-        if let (Some(name), None) = (&task.user, &user) {
-            return Err(format!("this host has no user `{name}`"));
-        }
-        let mut env = self.base_environment(user.as_ref());
+        let mut env = self.base_environment(other.as_ref().or(self.user.as_ref()));
         env.extend(self.task_environment(task, attempt, report_file));
         let file: OsString = task.path.clone().into();
         let (program, arguments) = match &task.interpreter {
@@ -333,12 +337,12 @@ impl Host {
             arguments,
             env,
             directory: "/".into(),
-            user: task.user.clone().zip(user.map(|user| user.gid.as_raw())),
+            user: other.map(|user| (user.name, user.gid.as_raw())),
         })
     }
 
     /// The environment of every child, the same whatever started `runner`.
-    fn base_environment(&self, user: Option<&nix::unistd::User>) -> Vec<(OsString, OsString)> {
+    fn base_environment(&self, user: Option<&User>) -> Vec<(OsString, OsString)> {
         let beside = self
             .surroundings
             .program
@@ -472,10 +476,7 @@ impl Host {
             result,
         };
         let argument = serde_json::to_string(&argument).expect("text and numbers are always JSON");
-        let user = nix::unistd::User::from_uid(nix::unistd::geteuid())
-            .ok()
-            .flatten();
-        let mut env = self.base_environment(user.as_ref());
+        let mut env = self.base_environment(self.user.as_ref());
         env.extend([
             ("RUNNER_CONFIG_CMD".into(), self.config_command().into()),
             ("RUNNER_RUN_ID".into(), self.run_id().into()),

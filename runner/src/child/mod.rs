@@ -6,8 +6,8 @@
 //! whatever session, group or user it moved to. So as soon as `runner` has no child left, no
 //! descendant is left either; [`Supervisor::run`] returns only then. No process table is searched.
 //!
-//! The first process is left unreaped until the very end. Its pid, which is also the number of its
-//! process group, can therefore not be given to anybody else while signals are sent to it.
+//! The first process is left unreaped until its process group was killed. Its pid, which is also
+//! the number of the group, can therefore not be given to anybody else while signals are sent to it.
 //!
 //! # How it is ended
 //!
@@ -25,7 +25,8 @@ mod launch;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tracing::warn;
@@ -171,7 +172,7 @@ impl Supervisor {
         loop {
             let status = peek(pid);
             // Who was told to end has the whole grace period for all of its processes.
-            if status.is_some() && (cut.is_none() || others(pid).is_empty()) {
+            if status.is_some() && (cut.is_none() || is_alone(pid)) {
                 return (status, cut);
             }
             match requests.stop() {
@@ -191,7 +192,11 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 () = requests.changed() => {}
-                _ = self.child_ended.recv() => reap_adopted(pid),
+                _ = self.child_ended.recv() => {
+                    if cut.is_some() || peek(pid).is_none() {
+                        reap_adopted(pid);
+                    }
+                }
                 () = at(deadline) => match cut {
                     Some(_) => return (peek(pid), cut),
                     None => {
@@ -207,34 +212,33 @@ impl Supervisor {
 
     /// Kills and reaps until no child is left. Returns how many were killed besides the first
     /// process, and those that would not go.
-    async fn end_everything(&mut self, pid: Pid) -> (u32, Vec<i32>) {
-        let mut killed = std::collections::BTreeSet::new();
+    async fn end_everything(&mut self, first: Pid) -> (u32, Vec<i32>) {
+        // Once is enough: no process of the group can be forked past this signal, and after the
+        // first process is reaped the number may be another's.
+        rustix::process::kill_process_group(first, Signal::KILL).ok();
+        let mut killed = 0;
         let deadline = Instant::now() + STUCK_AFTER;
         loop {
-            reap_adopted(pid);
-            let left = others(pid);
-            let first_ended = peek(pid).is_some();
-            if left.is_empty() && first_ended {
-                reap(pid);
-                return (u32::try_from(killed.len()).unwrap_or(u32::MAX), Vec::new());
+            if reap_all(first, &mut killed) == Children::None {
+                return (killed, Vec::new());
             }
-            // A process that is gone, or was never in the group, is no failure: what counts is that
-            // the list of children becomes empty.
-            rustix::process::kill_process_group(pid, Signal::KILL).ok();
             if let Some(cgroup) = &self.cgroup {
                 cgroup.kill();
             }
-            for child in left {
+            for child in children().unwrap_or_default() {
+                // It may have ended since; as our child it keeps its number until it is reaped.
                 rustix::process::kill_process(child, Signal::KILL).ok();
-                killed.insert(child.as_raw_nonzero());
             }
             tokio::select! {
                 _ = self.child_ended.recv() => {}
                 () = tokio::time::sleep_until(deadline) => {
-                    let stuck: Vec<i32> =
-                        children().into_iter().map(|pid| pid.as_raw_nonzero().get()).collect();
+                    let stuck: Vec<i32> = children()
+                        .unwrap_or_else(|_| vec![first])
+                        .into_iter()
+                        .map(|pid| pid.as_raw_nonzero().get())
+                        .collect();
                     warn!(?stuck, "processes are still there although they were killed");
-                    return (u32::try_from(killed.len()).unwrap_or(u32::MAX), stuck);
+                    return (killed, stuck);
                 }
             }
         }
@@ -267,7 +271,7 @@ async fn at(deadline: Option<Instant>) {
 
 /// SIGTERM, and SIGCONT so that a stopped process can act on it.
 fn terminate(pid: Pid) {
-    let adopted = others(pid);
+    let adopted = others(pid).unwrap_or_default();
     for signal in [Signal::TERM, Signal::CONT] {
         // Gone already is what is wanted.
         rustix::process::kill_process_group(pid, signal).ok();
@@ -300,34 +304,59 @@ fn reap(pid: Pid) {
     .ok();
 }
 
+/// Whether there are children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Children {
+    None,
+    Some,
+}
+
+/// Reaps every child that has ended, and counts those besides the first process that were killed.
+/// That there is none left is the kernel's own word (`ECHILD`).
+fn reap_all(first: Pid, killed: &mut u32) -> Children {
+    loop {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) => {
+                let by_us = status.terminating_signal() == Some(Signal::KILL.as_raw());
+                *killed += u32::from(by_us && pid != first);
+            }
+            Err(Errno::CHILD) => return Children::None,
+            Err(Errno::INTR) => {}
+            Ok(None) | Err(_) => return Children::Some,
+        }
+    }
+}
+
 /// Reaps ended children other than the first process.
 fn reap_adopted(first: Pid) {
-    for child in others(first) {
+    for child in others(first).unwrap_or_default() {
         reap(child);
     }
 }
 
+/// Whether the first process is the only child. What cannot be looked up is taken for company.
+fn is_alone(first: Pid) -> bool {
+    others(first).is_ok_and(|others| others.is_empty())
+}
+
 /// Children besides the first process, ended ones included.
-fn others(first: Pid) -> Vec<Pid> {
-    children()
-        .into_iter()
-        .filter(|child| *child != first)
-        .collect()
+fn others(first: Pid) -> std::io::Result<Vec<Pid>> {
+    let mut children = children()?;
+    children.retain(|child| *child != first);
+    Ok(children)
 }
 
 /// All children of this process, of whatever thread, ended ones included.
-fn children() -> Vec<Pid> {
-    let Ok(threads) = fs_err::read_dir("/proc/self/task") else {
-        return Vec::new();
-    };
-    threads
-        .filter_map(|thread| fs_err::read_to_string(thread.ok()?.path().join("children")).ok())
-        .flat_map(|list| {
-            list.split_ascii_whitespace()
-                .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
-                .collect::<Vec<_>>()
-        })
-        .collect()
+fn children() -> std::io::Result<Vec<Pid>> {
+    let mut children = Vec::new();
+    for thread in fs_err::read_dir("/proc/self/task")? {
+        let list = fs_err::read_to_string(thread?.path().join("children"));
+        // A thread that ended meanwhile has left its children to another.
+        for pid in list.unwrap_or_default().split_ascii_whitespace() {
+            children.extend(pid.parse().ok().and_then(Pid::from_raw));
+        }
+    }
+    Ok(children)
 }
 
 fn ending(status: &WaitIdStatus) -> Ending {
