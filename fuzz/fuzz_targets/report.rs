@@ -2,24 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use runner::report::Report;
-
-const KEYS: [&str; 14] = [
-    "job.name",
-    "job.result",
-    "job.id",
-    "job.url",
-    "sweep.verdict",
-    "sweep.leftovers",
-    "sweep.terminated",
-    "sweep.killed",
-    "sweep.survived",
-    "sweep.duration_ms",
-    "reboot.decision",
-    "reboot.reason",
-    "reboot.pattern",
-    "reboot.job",
-];
+use runner::report::{HOST_KEYS, JOB_KEYS, Report};
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, content)) = data.split_first() else {
@@ -27,7 +10,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let trusted = first % 2 == 1;
     let report = Report::parse(content, trusted);
-    for key in KEYS {
+    for key in JOB_KEYS.into_iter().chain(HOST_KEYS) {
         let Some(value) = report.value(key) else {
             continue;
         };

@@ -25,69 +25,68 @@ fn main() -> ExitCode {
         out: std::io::stdout(),
         err: std::io::stderr(),
     };
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let asked = matches!(
-                error.kind(),
-                clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion
-            );
-            // Nobody is left to tell if the stream is closed.
-            drop(error.print());
-            return if asked { Exit::Done } else { Exit::Usage }.into();
-        }
-    };
-    let verb = match (cli.verb, cli.get) {
-        (Some(_), Some(_)) => {
-            return streams
-                .refuse(
-                    Exit::Usage,
-                    "`-g` takes no verb: type `runner -g SECTION.KEY`",
-                )
-                .into();
-        }
-        (Some(verb), None) => verb,
-        (None, Some(key)) => Verb::Get(GetArgs { key }),
-        (None, None) => {
-            return streams
-                .refuse(Exit::Usage, "no verb given: type `runner --help`")
-                .into();
-        }
+    let (verb, cli) = match parse(&mut streams) {
+        Ok(parsed) => parsed,
+        Err(exit) => return exit.into(),
     };
     match verb {
-        Verb::Completions { shell } => return streams.completions(shell).into(),
-        Verb::Man => return streams.man().into(),
-        _ => {}
+        Verb::Completions { shell } => streams.completions(shell).into(),
+        Verb::Man => streams.man().into(),
+        verb => match load(cli.config.as_deref(), &mut streams) {
+            Ok(config) => answer(verb, config, &cli, &mut streams),
+            Err(exit) => exit.into(),
+        },
     }
-    let loaded = match &cli.config {
-        Some(path) => config::load(path),
-        None => config::load_default(),
-    };
-    let config = match loaded {
-        Ok(config) => config,
-        Err(faults) => {
-            for fault in faults {
-                streams.refuse(Exit::Configuration, fault);
-            }
-            return Exit::Configuration.into();
+}
+
+fn parse(streams: &mut Standard) -> Result<(Verb, Cli), Exit> {
+    let mut cli = Cli::try_parse().map_err(|error| {
+        let asked = matches!(
+            error.kind(),
+            clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion
+        );
+        // Nobody is left to tell if the stream is closed.
+        drop(error.print());
+        if asked { Exit::Done } else { Exit::Usage }
+    })?;
+    match (cli.verb.take(), cli.get.take()) {
+        (Some(verb), None) => Ok((verb, cli)),
+        (None, Some(key)) => Ok((Verb::Get(GetArgs { key }), cli)),
+        (Some(_), Some(_)) => Err(streams.refuse(
+            Exit::Usage,
+            "`-g` takes no verb: type `runner -g SECTION.KEY`",
+        )),
+        (None, None) => Err(streams.refuse(Exit::Usage, "no verb given: type `runner --help`")),
+    }
+}
+
+fn load(path: Option<&Path>, streams: &mut Standard) -> Result<Config, Exit> {
+    let loaded = path.map_or_else(config::load_default, config::load);
+    loaded.map_err(|faults| {
+        for fault in faults {
+            streams.refuse(Exit::Configuration, fault);
         }
-    };
+        Exit::Configuration
+    })
+}
+
+fn answer(verb: Verb, config: Config, cli: &Cli, streams: &mut Standard) -> ExitCode {
     let log = Logging {
         format: cli.log_format,
         verbosity: cli.verbose,
     };
     match verb {
-        Verb::Run(args) => run(config, args, cli.config.as_deref(), &log, &mut streams).into(),
+        Verb::Run(args) => run(config, args, cli.config.as_deref(), &log, streams).into(),
         Verb::Order(args) => streams.order(&args, &config).into(),
         Verb::Check(args) => streams.check(&args, &config).into(),
         Verb::Get(args) => streams.get(&args, &config).into(),
         Verb::Status(args) => streams.status(&args, &config).into(),
         Verb::History(args) => streams.history(&args, &config).into(),
         Verb::Record(args) => streams.record(&args, &config, now()).into(),
-        Verb::RebootDecision(args) => reboot_decision(&args, &config, &mut streams),
-        Verb::Blacklist(args) => blacklist(&args, &config, &mut streams),
-        Verb::TakeJob(args) => take_job(&args, &config, &log, &mut streams),
-        Verb::Completions { .. } | Verb::Man => unreachable!("both were answered above"),
+        Verb::RebootDecision(args) => reboot_decision(&args, &config, streams),
+        Verb::Blacklist(args) => blacklist(&args, &config, streams),
+        Verb::TakeJob(args) => take_job(&args, &config, &log, streams),
+        Verb::Completions { .. } | Verb::Man => unreachable!("they need no configuration"),
     }
 }
 

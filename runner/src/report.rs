@@ -13,10 +13,10 @@ const MAX_FILE: u64 = 64 * 1024;
 const MAX_VALUE: usize = 1024;
 
 /// Keys any task may report.
-const JOB_KEYS: [&str; 4] = ["job.name", "job.result", "job.id", "job.url"];
+pub const JOB_KEYS: [&str; 4] = ["job.name", "job.result", "job.id", "job.url"];
 
 /// Keys only tasks without a user of their own may report.
-const HOST_KEYS: [&str; 10] = [
+pub const HOST_KEYS: [&str; 10] = [
     "sweep.verdict",
     "sweep.leftovers",
     "sweep.terminated",

@@ -53,35 +53,8 @@ impl fmt::Display for TaskFault {
 /// # Errors
 /// All faults at once; no task may run then.
 pub fn read(directory: &Path, config: &Config) -> Result<Tasks, Vec<TaskFault>> {
-    let fault = |message: String| vec![TaskFault(message)];
-    if !directory.is_dir() {
-        return Err(fault(format!(
-            "`{}` is no directory: expected the tasks there; name another with `runner run DIR` or `runner.tasks_dir`",
-            directory.display()
-        )));
-    }
-    let mut faults = Vec::new();
-    if let Err(distrust) = trust::check(directory) {
-        faults.push(TaskFault(distrust.to_string()));
-    }
-    let mut names = Vec::new();
-    let mut skipped = Vec::new();
-    let entries = fs_err::read_dir(directory).map_err(|error| fault(error.to_string()))?;
-    for entry in entries {
-        let entry = entry.map_err(|error| fault(error.to_string()))?;
-        let file = entry.file_name();
-        match reason_to_skip(&file, &entry.path()) {
-            Some(reason) => skipped.push((file.to_string_lossy().into_owned(), reason)),
-            None => names.push(TaskName::parse(&file)),
-        }
-    }
-    names.sort();
-    skipped.sort();
-    for name in &names {
-        if let Err(distrust) = trust::check_entry(&directory.join(name.file())) {
-            faults.push(TaskFault(distrust.to_string()));
-        }
-    }
+    let (names, skipped) = list_files(directory).map_err(|fault| vec![fault])?;
+    let mut faults = untrusted(directory, &names);
     faults.extend(unknown_settings(&names, config));
     let tasks: Vec<Task> = names
         .into_iter()
@@ -120,7 +93,44 @@ pub fn read(directory: &Path, config: &Config) -> Result<Tasks, Vec<TaskFault>> 
     }
 }
 
-/// The settings of a task: those under its short name, then those under its full name over them.
+/// The names of the tasks in order, and the entries that are none with the reason.
+type Listing = (Vec<TaskName>, Vec<(String, &'static str)>);
+
+fn list_files(directory: &Path) -> Result<Listing, TaskFault> {
+    if !directory.is_dir() {
+        return Err(TaskFault(format!(
+            "`{}` is no directory: expected the tasks there; name another with `runner run DIR` or `runner.tasks_dir`",
+            directory.display()
+        )));
+    }
+    let unreadable = |error: std::io::Error| TaskFault(error.to_string());
+    let mut names = Vec::new();
+    let mut skipped = Vec::new();
+    for entry in fs_err::read_dir(directory).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let file = entry.file_name();
+        match reason_to_skip(&file, &entry.path()) {
+            Some(reason) => skipped.push((file.to_string_lossy().into_owned(), reason)),
+            None => names.push(TaskName::parse(&file)),
+        }
+    }
+    names.sort();
+    skipped.sort();
+    Ok((names, skipped))
+}
+
+/// What of the directory and its tasks somebody else could have written.
+fn untrusted(directory: &Path, names: &[TaskName]) -> Vec<TaskFault> {
+    let tasks = names
+        .iter()
+        .map(|name| trust::check_entry(&directory.join(name.file())));
+    std::iter::once(trust::check(directory))
+        .chain(tasks)
+        .filter_map(|checked| Some(TaskFault(checked.err()?.to_string())))
+        .collect()
+}
+
+/// The settings of a task: those under its full name, or else those under its short one.
 fn settings(name: &TaskName, config: &Config) -> TaskSettings {
     config
         .tasks

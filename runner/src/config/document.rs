@@ -423,87 +423,99 @@ fn is_list_of_tables(items: &toml::de::DeArray<'_>) -> bool {
         })
 }
 
+/// A key, and what is wrong with its value.
+type KeyFault = (String, String);
+
 /// What the types cannot check: keys that contradict each other, each with the key to point at.
-fn contradictions(config: &Config) -> Vec<(String, String)> {
-    let mut faults = Vec::new();
-    let mut backoff = |path: String, settings: &BackoffSettings| {
-        if let (Some(initial), Some(max)) = (settings.initial, settings.max)
-            && initial > max
-        {
-            faults.push((
-                format!("{path}.initial"),
-                format!(
+fn contradictions(config: &Config) -> Vec<KeyFault> {
+    let own = backoffs_that_fall(config)
+        .chain(unmet_requirements(config))
+        .chain(empty_names(config))
+        .chain(impossible_variables(config));
+    let telemetry = config
+        .telemetry
+        .validate()
+        .into_iter()
+        .map(|fault| (format!("telemetry.{}", fault.key), fault.to_string()));
+    let jobs = config
+        .jobs
+        .validate()
+        .into_iter()
+        .map(|fault| (fault.key.to_owned(), fault.to_string()));
+    own.chain(telemetry).chain(jobs).collect()
+}
+
+fn backoffs_that_fall(config: &Config) -> impl Iterator<Item = KeyFault> {
+    let common = ("runner.backoff".to_owned(), config.runner.backoff);
+    let of_tasks = config
+        .tasks
+        .iter()
+        .map(|(name, task)| (format!("tasks.{name}.backoff"), task.backoff));
+    std::iter::once(common)
+        .chain(of_tasks)
+        .filter_map(|(path, BackoffSettings { initial, max, .. })| {
+            let (initial, max) = (initial?, max?);
+            (initial > max).then(|| {
+                let message = format!(
                     "`{path}.initial` ({}) is longer than `{path}.max` ({}): expected it to be at most that long",
                     humantime::format_duration(initial),
                     humantime::format_duration(max)
-                ),
-            ));
-        }
-    };
-    backoff("runner.backoff".into(), &config.runner.backoff);
-    for (name, task) in &config.tasks {
-        backoff(format!("tasks.{name}.backoff"), &task.backoff);
-    }
-    for (name, task) in &config.tasks {
-        for path in &task.requires {
-            let state = match config.value(path) {
-                None => "is not set",
-                Some(value) if is_empty(value) => "is empty",
-                Some(_) => continue,
-            };
-            faults.push((
-                format!("tasks.{name}.requires"),
-                format!("task `{name}` requires `{path}`, which {state}: expected a value for it"),
-            ));
-        }
-        for (key, path) in [
-            ("user", &task.user),
-            ("shared_resource", &task.shared_resource),
-        ] {
-            if path.as_ref().is_some_and(|value| value.trim().is_empty()) {
-                faults.push((
-                    format!("tasks.{name}.{key}"),
-                    format!("`tasks.{name}.{key}` is empty: expected a name, or no such key"),
-                ));
-            }
-        }
-    }
-    faults.extend(
-        config
-            .env
-            .keys()
-            .map(|name| ("env", name))
-            .chain(
-                config
-                    .tasks
-                    .values()
-                    .flat_map(|task| task.env.keys().map(|name| ("tasks", name))),
-            )
-            .filter(|(_, name)| name.is_empty() || name.contains(['=', '\0']))
-            .map(|(table, name)| {
-                (
-                    format!("{table}.{name}"),
-                    format!(
-                        "`{name}` cannot name an environment variable: expected a name without `=`"
-                    ),
-                )
-            }),
-    );
-    faults.extend(
-        config
-            .telemetry
-            .validate()
-            .into_iter()
-            .map(|fault| (format!("telemetry.{}", fault.key), fault.to_string())),
-    );
-    faults.extend(
-        config
-            .jobs
-            .validate()
-            .into_iter()
-            .map(|fault| (fault.key.to_owned(), fault.to_string())),
-    );
-    faults
+                );
+                (format!("{path}.initial"), message)
+            })
+        })
+}
+
+fn unmet_requirements(config: &Config) -> impl Iterator<Item = KeyFault> {
+    let required = config
+        .tasks
+        .iter()
+        .flat_map(|(name, task)| task.requires.iter().map(move |path| (name, path)));
+    required.filter_map(|(name, path)| {
+        let state = match config.value(path) {
+            None => "is not set",
+            Some(value) if is_empty(value) => "is empty",
+            Some(_) => return None,
+        };
+        let message =
+            format!("task `{name}` requires `{path}`, which {state}: expected a value for it");
+        Some((format!("tasks.{name}.requires"), message))
+    })
+}
+
+fn empty_names(config: &Config) -> impl Iterator<Item = KeyFault> {
+    let names = config.tasks.iter().flat_map(|(name, task)| {
+        [
+            (format!("tasks.{name}.user"), &task.user),
+            (
+                format!("tasks.{name}.shared_resource"),
+                &task.shared_resource,
+            ),
+        ]
+    });
+    names
+        .filter(|(_, value)| value.as_ref().is_some_and(|value| value.trim().is_empty()))
+        .map(|(path, _)| {
+            let message = format!("`{path}` is empty: expected a name, or no such key");
+            (path, message)
+        })
+}
+
+fn impossible_variables(config: &Config) -> impl Iterator<Item = KeyFault> {
+    let common = config.env.keys().map(|name| (format!("env.{name}"), name));
+    let of_tasks = config.tasks.iter().flat_map(|(task, settings)| {
+        let path = move |name: &String| format!("tasks.{task}.env.{name}");
+        settings.env.keys().map(move |name| (path(name), name))
+    });
+    common
+        .chain(of_tasks)
+        .filter(|(_, name)| name.is_empty() || name.contains(['=', '\0']))
+        .map(|(path, name)| {
+            let message = format!(
+                "`{name}` cannot name an environment variable: expected a name without `=`"
+            );
+            (path, message)
+        })
 }
 
 impl Config {
