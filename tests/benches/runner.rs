@@ -180,7 +180,7 @@ fn empty_tasks(rounds: usize) -> Vec<bool> {
     println!("{TASKS} empty tasks, `runner run -n 1`, {rounds} rounds in turns, medians\n");
     let mut promises = Vec::new();
     for program in empty_programs() {
-        let place = Place::new("farm-bench-");
+        let place = Place::new("farmhand-bench-");
         let paths: Vec<PathBuf> = (0..TASKS)
             .map(|number| task(&place, number, &program.content))
             .collect();
@@ -303,7 +303,7 @@ fn state_dir(on_disk: bool) -> TempDir {
     } else {
         "/dev/shm".into()
     };
-    TempDir::with_prefix_in("farm-bench-state-", parent).expect("a directory for state")
+    TempDir::with_prefix_in("farmhand-bench-state-", parent).expect("a directory for state")
 }
 
 /// Writes `runner.toml` and returns its path.
@@ -340,7 +340,7 @@ fn stamp(file: &Path) -> ExitCode {
 /// looked for, state and history are written, and the next one is started.
 fn gaps(rounds: usize) {
     const ATTEMPTS: usize = 200;
-    let place = Place::new("farm-bench-");
+    let place = Place::new("farmhand-bench-");
     let stamps = place.path("stamps");
     let this = std::env::current_exe().expect("the kernel knows this program");
     task(&place, 0, b"");
@@ -408,7 +408,7 @@ fn gaps_in(stamps: &Path, attempts: usize) -> Vec<Duration> {
 fn ballast() -> bool {
     const CHILDREN: usize = 60;
     const ROUNDS: usize = 11;
-    let place = Place::new("farm-bench-");
+    let place = Place::new("farmhand-bench-");
     let launch = Launch {
         program: task(&place, 0, &elf(EXIT_0)).into(),
         arguments: Vec::new(),
@@ -465,7 +465,7 @@ fn launches(launch: &Launch, count: usize) -> Vec<Duration> {
 
 /// Resident memory, early and at the end of very many runs of one empty task.
 fn memory(runs: u64) -> bool {
-    let place = Place::new("farm-bench-");
+    let place = Place::new("farmhand-bench-");
     task(&place, 0, &elf(EXIT_0));
     let state = state_dir(false);
     let mut runner = start(&place, state.path(), "", &["-n", &runs.to_string()]);
@@ -533,7 +533,7 @@ const IDLE_CASES: [(&str, &str, &str, bool); 4] = [
 /// Context switches of all threads of `runner`s that wait.
 fn idle() -> Vec<bool> {
     println!("\nidle runner: context switches of all its threads in {IDLE:?}");
-    let places = IDLE_CASES.map(|_| (Place::new("farm-bench-"), state_dir(false)));
+    let places = IDLE_CASES.map(|_| (Place::new("farmhand-bench-"), state_dir(false)));
     let runners = std::array::from_fn::<_, 4, _>(|case| {
         let (_, phase, content, sink) = IDLE_CASES[case];
         let (place, state) = &places[case];
