@@ -133,16 +133,17 @@ impl RebootPattern {
         if name.len() > MAX_NAME_BYTES {
             return Err(self.unweighable(Obstacle::NameTooLong(name.len())));
         }
-        self.regex
-            .is_match(name)
-            .map_err(|_| self.unweighable(Obstacle::Backtracks(name.chars().take(100).collect())))
+        self.regex.is_match(name).map_err(|_| {
+            let beginning: String = name.chars().take(100).collect();
+            self.unweighable(Obstacle::Backtracks(printable(&beginning)))
+        })
     }
 
     fn unweighable(&self, obstacle: Obstacle) -> Unweighable {
         Unweighable {
             file: self.file.clone(),
             line: self.line,
-            pattern: self.pattern().to_owned(),
+            pattern: printable(self.pattern()),
             obstacle,
         }
     }
@@ -173,9 +174,7 @@ impl From<Unweighable> for Fault {
         Self {
             file: unweighable.file.to_path_buf(),
             line: Some(unweighable.line),
-            message: unweighable
-                .to_string()
-                .replace(char::is_control, "\u{fffd}"),
+            message: unweighable.to_string(),
         }
     }
 }
@@ -291,11 +290,14 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
         .build()
         .map_err(|error| {
             let message = format!("invalid pattern `{pattern}`: {error}");
-            // TOML writes any character by an escape; none may break the line it is said in.
-            message
-                .replace('\n', " ")
-                .replace(char::is_control, "\u{fffd}")
+            printable(&message.replace('\n', " "))
         })
+}
+
+/// The text without control characters. TOML writes any character by an escape, and a name comes
+/// from a job: none may break the line it is said in.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// Text of a list's file, if nobody but root and the running user can have written it.
@@ -476,7 +478,7 @@ impl Parser<'_> {
         self.faults.push(Fault {
             file: self.file.to_path_buf(),
             line: span.map(|span| line_of(self.text.as_bytes(), span.start)),
-            message: message.replace(char::is_control, "\u{fffd}"),
+            message: printable(&message),
         });
     }
 }
@@ -511,6 +513,18 @@ mod tests {
     fn faults(text: &str) -> String {
         let faults = parse(text).unwrap_err();
         faults.iter().map(|fault| format!("{fault}\n")).collect()
+    }
+
+    #[test]
+    fn a_pattern_cannot_forge_a_line() {
+        let text = "[[pattern]]\npattern = \"a\\u0007\\nb\"\nreason = 'r'\nadded = 2026-01-01\n";
+        let list = RebootList::parse(text, Path::new("jobs.toml")).unwrap();
+        let unweighable = list.patterns[0].unweighable(Obstacle::NameTooLong(2000));
+        assert!(unweighable.to_string().contains('a'));
+        assert!(!unweighable.to_string().contains(char::is_control));
+        let refused = RebootList::parse(&text.replace("\"a", "\"(a"), Path::new("jobs.toml"));
+        let said = refused.unwrap_err()[0].to_string();
+        assert!(!said.contains(char::is_control), "{said:?}");
     }
 
     #[test]
