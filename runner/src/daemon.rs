@@ -10,6 +10,7 @@ use std::time::Duration;
 use farm_events::{Heartbeat, HostBooted, Identity, Outcome, Record, TaskFinished};
 use farm_telemetry::Telemetry;
 use jiff::Timestamp;
+use nix::unistd::User;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use sd_notify::NotifyState;
@@ -129,10 +130,10 @@ pub async fn run(
     drop(telemetry);
     let watchdog = spawn_watchdog();
 
-    let mut host = Host::new(
+    let mut host = Host {
         config,
         tasks_dir,
-        loaded.state,
+        state: loaded.state,
         journal,
         supervisor,
         requests,
@@ -140,7 +141,9 @@ pub async fn run(
         rng,
         view,
         shared,
-    );
+        user: User::from_uid(nix::unistd::geteuid()).ok().flatten(),
+        state_fails: false,
+    };
     host.note_boot();
     host.end_previous_attempt();
     notify(&[NotifyState::Ready]);

@@ -64,8 +64,9 @@ pub struct Host {
     /// What goes on, for heartbeats and SIGUSR1.
     pub(crate) shared: Arc<Mutex<State>>,
     /// Who `runner` runs as.
-    user: Option<User>,
-    state_fails: bool,
+    pub(crate) user: Option<User>,
+    /// Whether the state could not be written the last time, which was said then.
+    pub(crate) state_fails: bool,
 }
 
 /// An attempt that ended.
@@ -77,39 +78,6 @@ pub(crate) struct Attempt {
 }
 
 impl Host {
-    /// Puts the parts together.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one part, and this is where they meet"
-    )]
-    pub(crate) fn new(
-        config: Config,
-        tasks_dir: PathBuf,
-        state: State,
-        journal: Journal,
-        supervisor: Supervisor,
-        requests: Requests,
-        surroundings: Surroundings,
-        rng: StdRng,
-        view: View,
-        shared: Arc<Mutex<State>>,
-    ) -> Self {
-        Self {
-            config,
-            tasks_dir,
-            state,
-            journal,
-            supervisor,
-            requests,
-            surroundings,
-            rng,
-            view,
-            shared,
-            user: User::from_uid(nix::unistd::geteuid()).ok().flatten(),
-            state_fails: false,
-        }
-    }
-
     pub(crate) fn now(&self) -> Timestamp {
         (self.surroundings.clock)()
     }

@@ -132,7 +132,7 @@ impl Sink {
 /// What the runs took, by the account `runner` keeps of them: its start and the time it spends on
 /// sinks at its end, which is a setting, are no part of a run.
 fn run(task: &str, runs: u32, ports: Option<Ports>) -> f64 {
-    let place = Place::new("farm-bench-");
+    let place = Place::new("farmhand-bench-");
     for number in 0..TASKS {
         place.write_executable(&format!("tasks.d/{number}-task"), task);
     }
