@@ -1,0 +1,1 @@
+//! The centre of a build farm: from pending jobs to launched instances, exactly once.
