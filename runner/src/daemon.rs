@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use farm_config::trust;
 use farm_events::{Heartbeat, HostBooted, Identity, Outcome, Record, TaskFinished};
 use farm_telemetry::Telemetry;
 use jiff::Timestamp;
@@ -29,7 +30,6 @@ use crate::run::RunEnd;
 use crate::signals::{self, Stop};
 use crate::state::{Phase, State, UNFINISHED};
 use crate::tasks_dir::{self, Tasks};
-use crate::trust;
 use crate::view::View;
 
 /// File that is locked as long as a `runner` works on a state directory.

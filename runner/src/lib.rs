@@ -16,7 +16,7 @@
 //! # Modules
 //!
 //! - deciding: [`task`], [`order`], [`backoff`], [`step`], [`report`], [`reboot`]
-//! - reading: [`config`], [`tasks_dir`], [`trust`]
+//! - reading: [`config`], [`tasks_dir`]
 //! - doing: [`child`], [`host`], [`hook`], [`run`], [`halt`], [`daemon`], [`recover`], [`signals`], [`spool`]
 //! - remembering and telling: [`state`], [`history`], [`journal`], [`view`]
 //! - the command line: [`cli`], [`verbs`], [`exit`]
@@ -43,6 +43,5 @@ pub mod state;
 pub mod step;
 pub mod task;
 pub mod tasks_dir;
-pub mod trust;
 pub mod verbs;
 pub mod view;

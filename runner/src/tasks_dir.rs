@@ -4,10 +4,11 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 
+use farm_config::trust;
+
 use crate::config::{Config, TaskSettings, When};
 use crate::order;
 use crate::task::{Task, TaskName};
-use crate::trust;
 
 /// Endings of what editors and package managers leave beside a file.
 const BACKUP_ENDINGS: [&str; 12] = [

@@ -1,10 +1,11 @@
 //! The configuration: what may be set, what it means, and what it is when nobody set it.
 //!
-//! [`load`] reads `runner.toml` and the files of `runner.d/` over it, checks every key, and
+//! [`load()`] reads `runner.toml` and the files of `runner.d/` over it, checks every key, and
 //! reports all faults at once with file and line. Tables that are not ours belong to the tasks,
 //! which read them by `runner get SECTION.KEY`.
 
-mod document;
+mod contradictions;
+mod load;
 mod values;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use document::{Fault, Source, from_sources, load, load_default};
+pub use farm_config::{Fault, Source};
+pub use load::{from_sources, load, load_default};
 pub use values::{CommandLine, SignalName};
 
 /// Where the configuration is looked for when nobody says.

@@ -10,11 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fancy_regex::{Regex, RegexBuilder};
+use farm_config::trust;
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use serde::Serialize;
 use toml_edit::{Document, Item, Table};
-
-use crate::trust;
 
 /// Longest list that is read. The longest list of the originals had 3 KB.
 const MAX_LIST_BYTES: u64 = 1 << 20;

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use farm_config::trust::{self, Distrust};
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use jiff::Timestamp;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags};
@@ -15,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use super::job::{Job, Rejection};
 use crate::reboot::JobResult;
-use crate::trust::{self, Distrust};
 
 /// Longest job file that is read. A job is a command; what it works on comes from elsewhere.
 const MAX_JOB_BYTES: u64 = 1 << 20;

@@ -81,7 +81,7 @@ pub fn check_entry(path: &Path) -> Result<(), Distrust> {
 
 fn check_one(path: &Path, is_ancestor: bool) -> Result<(), Distrust> {
     let metadata = fs_err::metadata(path)?;
-    let running = nix::unistd::geteuid().as_raw();
+    let running = rustix::process::geteuid().as_raw();
     let mode = metadata.mode() & 0o7777;
     if metadata.uid() != 0 && metadata.uid() != running {
         return Err(Distrust::Owner {
