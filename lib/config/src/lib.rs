@@ -8,6 +8,8 @@
 //! ([`Document::agree`]). Each step reports everything it finds; the next step begins only if
 //! nothing was found.
 //!
+//! Tokens and passwords are never in these files; they are in files of their own ([`secret`]).
+//!
 //! ```
 //! use std::collections::BTreeMap;
 //! use farm_config::{Fault, KeyFault, OtherTables, Schema, Section, Source};
@@ -54,6 +56,7 @@ mod document;
 mod fault;
 mod keys;
 mod schema;
+pub mod secret;
 mod source;
 pub mod trust;
 

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use farm_config::secret;
 use farm_events::Identity;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::secret;
 use crate::sink::syslog::Address;
 use crate::syslog::Facility;
 

@@ -14,7 +14,6 @@
 pub mod config;
 pub mod line;
 pub mod log;
-mod secret;
 mod sender;
 mod sink;
 pub mod spool;

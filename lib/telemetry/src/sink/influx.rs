@@ -13,6 +13,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use farm_config::secret::{self, Secret};
 use farm_events::Record;
 use reqwest::StatusCode;
 use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
@@ -21,7 +22,6 @@ use tracing::{info, warn};
 use super::{Delivery, Failure, Sink, causes};
 use crate::config::{InfluxApi, InfluxConfig};
 use crate::line;
-use crate::secret::{self, Secret};
 
 /// Most bytes read of an answer. InfluxDB says what is wrong in far less.
 const LONGEST_ANSWER: usize = 4 << 10;

@@ -11,17 +11,22 @@ use fs_err::os::unix::fs::OpenOptionsExt as _;
 const LONGEST: u64 = 16 << 10;
 
 /// A token or password.
+///
+/// Comparing two takes longer the more alike they are: right to see whether the file changed, wrong
+/// to judge what a stranger sent.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(String);
+pub struct Secret(String);
 
 impl Secret {
     /// The token itself: for a request header and nothing else.
-    pub(crate) fn expose(&self) -> &str {
+    #[must_use]
+    pub fn expose(&self) -> &str {
         &self.0
     }
 
     /// `text` without this secret, should a server have repeated it.
-    pub(crate) fn redact(&self, text: &str) -> String {
+    #[must_use]
+    pub fn redact(&self, text: &str) -> String {
         text.replace(&self.0, "[token]")
     }
 }
@@ -34,21 +39,36 @@ impl fmt::Debug for Secret {
 
 /// Why a token file is not used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SecretError {
+pub enum SecretError {
+    /// It is not there, or the system refuses.
     #[error("{0}: expected a token file of mode 0600 that belongs to root or the running user")]
     Unreadable(std::io::Error),
+    /// It is a directory, a pipe or a device.
     #[error("`{}` is not a file: expected a file that holds the token", .0.display())]
     NotAFile(PathBuf),
+    /// Others may read or write it.
     #[error(
         "`{path}` may be read by others (mode {mode:04o}): run `chmod 600 {path}`",
         path = .path.display()
     )]
-    TooOpen { path: PathBuf, mode: u32 },
+    TooOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Somebody else owns it.
     #[error(
         "`{path}` belongs to user {owner}: expected root or the running user; run `chown root {path}`",
         path = .path.display()
     )]
-    Owner { path: PathBuf, owner: u32 },
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// What it holds cannot be one.
     #[error(
         "`{}` holds no token: expected one line of printable ASCII characters without space",
         .0.display()
@@ -57,7 +77,10 @@ pub(crate) enum SecretError {
 }
 
 /// The token in `path`, if only root or the running user can have written it and read it.
-pub(crate) fn read(path: &Path) -> Result<Secret, SecretError> {
+///
+/// # Errors
+/// Why it is not used.
+pub fn read(path: &Path) -> Result<Secret, SecretError> {
     // Not blocking: the path could name a FIFO without writer.
     let file = fs_err::OpenOptions::new()
         .read(true)
@@ -70,7 +93,7 @@ pub(crate) fn read(path: &Path) -> Result<Secret, SecretError> {
         return Err(SecretError::NotAFile(path.to_owned()));
     }
     let owner = metadata.uid();
-    if owner != 0 && owner != nix::unistd::Uid::effective().as_raw() {
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
         return Err(SecretError::Owner {
             path: path.to_owned(),
             owner,

@@ -54,7 +54,8 @@ fn what_is_not_a_file_is_refused_without_waiting() {
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(read(dir.path()), Err(SecretError::NotAFile(_))));
     let fifo = dir.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     assert!(matches!(read(&fifo), Err(SecretError::NotAFile(_))));
     assert!(matches!(
         read(&dir.path().join("none")),
@@ -64,12 +65,12 @@ fn what_is_not_a_file_is_refused_without_waiting() {
 
 #[test]
 fn a_token_file_of_another_user_is_refused() {
-    if !nix::unistd::Uid::effective().is_root() {
+    if !rustix::process::geteuid().is_root() {
         // Only root can give a file away.
         return;
     }
     let file = file(b"s3cret\n", 0o600);
-    nix::unistd::chown(file.path(), Some(nix::unistd::Uid::from_raw(54_321)), None).unwrap();
+    std::os::unix::fs::chown(file.path(), Some(54_321), None).unwrap();
     assert!(matches!(
         read(file.path()),
         Err(SecretError::Owner { owner: 54_321, .. })
