@@ -1,0 +1,1 @@
+//! Amazon EC2. The only file that names its SDK.

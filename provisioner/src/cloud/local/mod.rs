@@ -1,0 +1,1 @@
+//! The local cloud: instances are `runner` processes on this machine.
