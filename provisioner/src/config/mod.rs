@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod load;
+
+pub use load::{from_sources, load};
+
 use crate::cloud::{Allocation, CapacityType};
 use crate::ids::{ImageId, ImageName, InstanceType, PoolName, Region, SourceName};
 use crate::money::Money;

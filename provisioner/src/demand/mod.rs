@@ -108,3 +108,23 @@ pub struct SourceHold {
     /// Why, for a person.
     pub reason: String,
 }
+
+/// What the settings of sources and rules contradict, each with the key to point at.
+#[must_use]
+pub fn faults(config: &crate::config::Config) -> Vec<farm_config::KeyFault> {
+    let empty = config
+        .sources
+        .iter()
+        .filter_map(|(name, source)| match source {
+            crate::config::SourceSettings::Exec(settings) if settings.command.is_empty() => {
+                Some(farm_config::KeyFault::new(
+                    format!("sources.{name}.command"),
+                    format!(
+                        "`sources.{name}.command` is empty: expected a program and its arguments"
+                    ),
+                ))
+            }
+            _ => None,
+        });
+    empty.collect()
+}
