@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use crate::Fault;
 use crate::trust;
@@ -53,22 +53,34 @@ impl Source {
         let (root, _) = DeTable::parse_recoverable(&self.text);
         let mut table = root.get_ref();
         let mut found = None;
-        for (depth, wanted) in key.split('.').enumerate() {
-            // `influx[0].url` is looked for at `influx`: a list has one line to point at.
-            let wanted = wanted.split('[').next().unwrap_or(wanted);
-            let Some((key, value)) = table
-                .iter()
-                .find(|(key, _)| key.get_ref().as_ref() == wanted)
-            else {
+        for (depth, part) in key.split('.').enumerate() {
+            let (name, index) = name_and_index(part);
+            let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref() == name) else {
                 break;
             };
-            found = Some((depth + 1, line_at(self.text.as_bytes(), key.span().start)));
-            match value.get_ref() {
-                DeValue::Table(inner) => table = inner,
-                _ => break,
+            if let Some(item) = index.and_then(|index| value.get_ref().as_array()?.get(index)) {
+                // The item as a whole: a list is replaced, not merged, so no other file has more of it.
+                return Some((depth + 1, line_at(self.text.as_bytes(), item.span().start)));
             }
+            found = Some((depth + 1, line_at(self.text.as_bytes(), key.span().start)));
+            let Some(inner) = value.get_ref().as_table() else {
+                break;
+            };
+            table = inner;
         }
         found
+    }
+}
+
+/// `influx` and 0 of `influx[0]`.
+fn name_and_index(part: &str) -> (&str, Option<usize>) {
+    let indexed = part
+        .strip_suffix(']')
+        .and_then(|part| part.rsplit_once('['))
+        .and_then(|(name, index)| Some((name, index.parse().ok()?)));
+    match indexed {
+        Some((name, index)) => (name, Some(index)),
+        None => (part, None),
     }
 }
 

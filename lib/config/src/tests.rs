@@ -48,6 +48,12 @@ const SCHEMA: Schema = Schema {
     other_tables: OtherTables::Refused,
 };
 
+/// The same for a program that shares its files with others.
+const OPEN: Schema = Schema {
+    other_tables: OtherTables::Allowed,
+    ..SCHEMA
+};
+
 /// What the program makes of its files.
 #[derive(Debug)]
 struct Config {
@@ -233,6 +239,28 @@ fn a_contradiction_is_shown_where_its_key_was_set_last() {
 }
 
 #[test]
+fn a_contradiction_in_a_list_is_shown_in_its_item() {
+    let rules = "[[rules]]\nbuilder = 'a'\npool = 'a'\n\n[[rules]]\nbuilder = 'b'\npool = 'b'\n";
+    let others = "[telemetry]\nlevel = 1\n\n[[telemetry.influx]]\nurl = 'a'\n\n[[telemetry.influx]]\nurl = 'b'\n";
+    let inline = "[x]\nlist = [\n  { y = 1 },\n  { y = 2 },\n]\n";
+    let document = OPEN
+        .read(vec![
+            source("rules.toml", rules),
+            source("others.toml", others),
+            source("inline.toml", inline),
+        ])
+        .unwrap();
+    let at = |key: &str| document.locate(key, "wrong").to_string();
+    assert_eq!(at("rules[0].pool"), "rules.toml:1: wrong");
+    assert_eq!(at("rules[1].builder"), "rules.toml:5: wrong");
+    assert_eq!(at("rules[2].builder"), "rules.toml:1: wrong");
+    assert_eq!(at("telemetry.influx[0]"), "others.toml:4: wrong");
+    assert_eq!(at("telemetry.influx[1].url"), "others.toml:7: wrong");
+    assert_eq!(at("telemetry.level[1].url"), "others.toml:2: wrong");
+    assert_eq!(at("x.list[1].y"), "inline.toml:4: wrong");
+}
+
+#[test]
 fn later_files_override_single_keys_and_whole_lists() {
     let rules = "[[rules]]\nbuilder = \"a\"\npool = \"a\"\n";
     let config = config(&[
@@ -251,10 +279,6 @@ fn later_files_override_single_keys_and_whole_lists() {
 
 #[test]
 fn tables_of_others_are_kept_where_they_are_allowed() {
-    const OPEN: Schema = Schema {
-        other_tables: OtherTables::Allowed,
-        ..SCHEMA
-    };
     let document = OPEN
         .read(vec![source("p.toml", "[prgram]\npasses = \"many\"\n")])
         .unwrap();
