@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 
+use crate::trust::{self, Distrust};
+
 /// Longest token taken, in bytes. InfluxDB's have 88; JSON web tokens have a few thousand.
 const LONGEST: u64 = 16 << 10;
 
@@ -68,6 +70,12 @@ pub enum SecretError {
         /// Its owner.
         owner: u32,
     },
+    /// Somebody else could put another file in its place.
+    #[error(transparent)]
+    Place(#[from] Distrust),
+    /// More than any token has.
+    #[error("`{}` is longer than {LONGEST} bytes: expected a file that holds the token", .0.display())]
+    TooLong(PathBuf),
     /// What it holds cannot be one.
     #[error(
         "`{}` holds no token: expected one line of printable ASCII characters without space",
@@ -76,7 +84,7 @@ pub enum SecretError {
     NoToken(PathBuf),
 }
 
-/// The token in `path`, if only root or the running user can have written it and read it.
+/// The token in `path`, if only root or the running user can have written it and read it, and put it there.
 ///
 /// # Errors
 /// Why it is not used.
@@ -106,8 +114,11 @@ pub fn read(path: &Path) -> Result<Secret, SecretError> {
             mode,
         });
     }
+    // A program can be led to any file of its own, such as one of `/proc` whose content is known.
+    trust::check(path)?;
     let mut text = String::new();
-    match file.take(LONGEST).read_to_string(&mut text) {
+    match file.take(LONGEST + 1).read_to_string(&mut text) {
+        Ok(_) if text.len() as u64 > LONGEST => Err(SecretError::TooLong(path.to_owned())),
         Ok(_) => parse(&text).ok_or_else(|| SecretError::NoToken(path.to_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
             Err(SecretError::NoToken(path.to_owned()))

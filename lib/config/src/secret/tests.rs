@@ -50,6 +50,39 @@ fn a_token_file_without_a_token_is_refused() {
 }
 
 #[test]
+fn a_file_longer_than_any_token_is_refused_and_not_cut() {
+    let longest = vec![b't'; usize::try_from(LONGEST).unwrap()];
+    assert!(read(file(&longest, 0o600).path()).is_ok());
+    let longer = [&longest[..], b"t"].concat();
+    let error = read(file(&longer, 0o600).path()).unwrap_err();
+    assert!(matches!(error, SecretError::TooLong(_)), "{error}");
+}
+
+#[test]
+fn a_token_file_that_others_can_replace_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    fs_err::rename(
+        file(b"s3cret\n", 0o600).into_temp_path().keep().unwrap(),
+        &path,
+    )
+    .unwrap();
+    for (mode, is_taken) in [
+        (0o777, false),
+        (0o770, false),
+        (0o1777, true),
+        (0o755, true),
+    ] {
+        fs_err::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        match read(&path) {
+            Ok(_) => assert!(is_taken, "{mode:o}"),
+            Err(SecretError::Place(_)) => assert!(!is_taken, "{mode:o}"),
+            Err(error) => panic!("{mode:o}: {error}"),
+        }
+    }
+}
+
+#[test]
 fn what_is_not_a_file_is_refused_without_waiting() {
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(read(dir.path()), Err(SecretError::NotAFile(_))));
