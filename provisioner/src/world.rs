@@ -99,6 +99,8 @@ pub struct Instance {
     pub sight: Sight,
     /// Its state in the cloud, or the last one known.
     pub state: InstanceState,
+    /// Whether the cloud took it back.
+    pub interrupted: bool,
     /// What its host says; `None` until it registered.
     pub host: Option<HostView>,
     /// What its host is told.

@@ -65,6 +65,8 @@ pub struct Stored {
     pub id: String,
     /// Instances not yet known to be gone, by id.
     pub instances: Vec<InstanceRecord>,
+    /// Instances the sweep suspects that are no records: nobody here launched them.
+    pub suspects: BTreeMap<InstanceId, Timestamp>,
     /// Launches not yet answered, by id.
     pub intents: Vec<Intent>,
     /// Remembered lack of capacity.
@@ -148,7 +150,7 @@ pub enum Change {
         /// Why.
         reason: LeaveReason,
     },
-    /// The sweep suspects it, or cleared it.
+    /// The sweep suspects it, or cleared it. One that is no record is kept among the suspects.
     Suspected {
         /// Which.
         id: InstanceId,
