@@ -17,6 +17,8 @@
 //! Where to look: [`world`] what is known, [`plan`] what follows from it, [`cloud`], [`demand`] and
 //! [`store`] the world outside, [`config`] what may be configured.
 
+pub mod apply;
+pub mod bill;
 pub mod cloud;
 pub mod config;
 pub mod demand;
