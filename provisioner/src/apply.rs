@@ -129,6 +129,7 @@ where
         for loss in &plan.losses {
             changes.push(Change::InstanceGone {
                 id: loss.id.clone(),
+                at: now,
                 interrupted: loss.interrupted,
             });
             let verb = if loss.interrupted {
@@ -226,6 +227,7 @@ where
             [
                 Change::Ended {
                     id: id.clone(),
+                    at: now,
                     reason: *reason,
                 },
                 Change::Did(action),
