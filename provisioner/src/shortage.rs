@@ -20,7 +20,10 @@ pub fn key(request: &LaunchRequest, shortfall: &Shortfall) -> Option<ShortageKey
         region: request.region.clone(),
     };
     match shortfall.reason {
-        ShortReason::NoCapacity | ShortReason::Unsupported | ShortReason::Price => Some(
+        ShortReason::NoCapacity
+        | ShortReason::Interrupted
+        | ShortReason::Unsupported
+        | ShortReason::Price => Some(
             shortfall
                 .offering
                 .clone()
@@ -82,7 +85,7 @@ pub fn interrupted(before: Option<&Shortage>, offering: OfferingKey, now: Timest
     found(
         before,
         ShortageKey::Offering(offering),
-        ShortReason::NoCapacity,
+        ShortReason::Interrupted,
         "the cloud took an instance back",
         now,
     )

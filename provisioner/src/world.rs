@@ -319,9 +319,16 @@ pub struct Order {
 
 /// What the planner remembers of a pool from pass to pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PoolMemory {
     /// Since when the pool has had more hosts than it needs; hosts leave only after a while of it.
     pub surplus_since: Option<Timestamp>,
+    /// Since when most of what the pool launched has not registered; until a host launched later
+    /// does, the pool grows by single instances.
+    pub repairing_since: Option<Timestamp>,
+    /// When hosts of the pool were last told to go on again. For a moment they still say that they
+    /// take no job.
+    pub resumed_at: Option<Timestamp>,
 }
 
 /// How long an instance has been what it is; zero if the clock stepped back.

@@ -206,6 +206,8 @@ pub struct LaunchedInstance {
 pub enum ShortReason {
     /// The cloud has none left of this type in this zone.
     NoCapacity,
+    /// The cloud took an instance back, and so will have none for others for a while.
+    Interrupted,
     /// The account's quota is used up.
     Quota,
     /// The subnet has no address left.
