@@ -687,7 +687,7 @@ fn action_on(
     }
 }
 
-fn told(assignment: &Assignment) -> String {
+pub(crate) fn told(assignment: &Assignment) -> String {
     match assignment {
         Assignment::GoOn => "go on".into(),
         Assignment::Drain { reason, .. } => format!("drain: {}", reason_text(*reason)),

@@ -19,10 +19,12 @@
 
 pub mod apply;
 pub mod bill;
+pub mod cli;
 pub mod cloud;
 pub mod config;
 pub mod demand;
 pub mod exit;
+pub mod explain;
 pub mod hosts;
 pub mod ids;
 pub mod money;

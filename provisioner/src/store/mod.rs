@@ -216,7 +216,7 @@ pub enum Change {
     /// A pass, kept with its World and plan; older ones than the last `kept` go.
     Passed {
         /// It.
-        pass: Box<Pass>,
+        pass: std::sync::Arc<Pass>,
         /// How many are kept.
         kept: u32,
     },
