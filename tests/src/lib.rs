@@ -8,6 +8,7 @@
 //! Nothing here skips silently: a component that is missing fails the test with the command that
 //! installs it. Only what needs root is skipped without it, and says so ([`host::have_root`]).
 
+pub mod ec2;
 pub mod host;
 
 pub mod nspawn;
