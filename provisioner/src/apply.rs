@@ -15,6 +15,7 @@
 
 use std::collections::BTreeMap;
 
+use farm_events::{Identity, InstanceEnded, InstanceLaunched, LaunchFell, Record};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tracing::{info, warn};
@@ -31,6 +32,7 @@ use crate::shortage;
 use crate::store::{Action, ActionVerb, Answer, Change, InstanceRecord, Store, StoreError, Term};
 use crate::world::{
     Assignment, HostActivity, Instance, Intent, LeaveReason, Shortage, ShortageKey, Sight, World,
+    elapsed,
 };
 
 /// The name under which the history knows us.
@@ -61,7 +63,7 @@ pub struct Applier<'a, C, S, U> {
 }
 
 /// What a pass did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Applied {
     /// Instances launched, by pool.
     pub launched: BTreeMap<PoolName, u32>,
@@ -71,6 +73,20 @@ pub struct Applied {
     pub open: u32,
     /// What the cloud refused, one sentence each.
     pub faults: Vec<String>,
+    /// What happened, to be counted.
+    pub records: Vec<Record>,
+}
+
+impl Applied {
+    fn merge(&mut self, other: Self) {
+        for (pool, count) in other.launched {
+            *self.launched.entry(pool).or_default() += count;
+        }
+        self.terminated += other.terminated;
+        self.open += other.open;
+        self.faults.extend(other.faults);
+        self.records.extend(other.records);
+    }
 }
 
 /// What became of one launch.
@@ -92,14 +108,19 @@ where
     /// finished by the next pass.
     pub async fn apply(&self, world: &World, plan: &Plan) -> Result<Applied, StoreError> {
         let mut applied = Applied::default();
-        self.decide(world, plan).await?;
+        self.decide(world, plan, &mut applied).await?;
         self.terminate(world, plan, &mut applied).await?;
         self.launch(world, plan, &mut applied).await?;
         Ok(applied)
     }
 
     /// All that the plan changes without the cloud, its decisions included, in one transaction.
-    async fn decide(&self, world: &World, plan: &Plan) -> Result<(), StoreError> {
+    async fn decide(
+        &self,
+        world: &World,
+        plan: &Plan,
+        applied: &mut Applied,
+    ) -> Result<(), StoreError> {
         let now = (self.clock)();
         let by_id = index(world);
         let mut changes = Vec::new();
@@ -138,6 +159,18 @@ where
                 ActionVerb::Lost
             };
             changes.push(action(verb, &loss.id, loss.message.clone()));
+            if let Some(instance) = by_id.get(&loss.id)
+                && instance.ended_at.is_none()
+            {
+                let reason = if loss.interrupted {
+                    "interrupted"
+                } else {
+                    "lost"
+                };
+                applied
+                    .records
+                    .push(ended(instance, reason, plan.pass, now));
+            }
             if loss.interrupted
                 && let Some(instance) = by_id.get(&loss.id)
             {
@@ -243,6 +276,10 @@ where
                 .or_default()
                 .push(termination.id.clone());
         }
+        let reasons: BTreeMap<&InstanceId, LeaveReason> = ending
+            .iter()
+            .map(|termination| (&termination.id, termination.reason))
+            .collect();
         self.lead().await?;
         let calls = by_region
             .iter()
@@ -259,13 +296,20 @@ where
                 ),
                 Err(error) => (ActionVerb::EndFailed, error.to_string()),
             };
+            let instance = by_id.get(&id).copied();
             if verb == ActionVerb::Terminated {
                 applied.terminated += 1;
+                // One that is ended again was counted the first time.
+                if let Some(instance) = instance.filter(|instance| instance.ended_at.is_none())
+                    && let Some(reason) = reasons.get(&id)
+                {
+                    let record = ended(instance, &reason.to_string(), plan.pass, now);
+                    applied.records.push(record);
+                }
             } else {
                 warn!(instance_id = %id, error = result, "an instance could not be ended");
                 applied.faults.push(format!("instance `{id}`: {result}"));
             }
-            let instance = by_id.get(&id).copied();
             changes.push(Change::Did(action_on(
                 verb, instance, &id, plan.pass, now, result,
             )));
@@ -319,12 +363,7 @@ where
             .into_values()
             .map(|requests| self.launch_in_region(world, plan.pass, requests));
         for outcome in join_all(regions).await {
-            let outcome = outcome?;
-            for (pool, count) in outcome.launched {
-                *applied.launched.entry(pool).or_default() += count;
-            }
-            applied.open += outcome.open;
-            applied.faults.extend(outcome.faults);
+            applied.merge(outcome?);
         }
         Ok(())
     }
@@ -420,6 +459,14 @@ where
                     changes.push(act(ActionVerb::LaunchFell, None, fell(request, launched)));
                 }
                 changes.extend(learnt(world, request, launched, now));
+                let news = records
+                    .iter()
+                    .map(|record| self::launched(record, pass, now));
+                applied.records.extend(news);
+                let fell = launched.shortfalls.iter();
+                applied
+                    .records
+                    .extend(fell.map(|shortfall| fell_short(request, shortfall, now)));
                 let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
                 *applied.launched.entry(request.pool.clone()).or_default() += count;
                 info!(pool = %request.pool, region = %request.region, image = %request.image, count, wanted = request.count, "launched");
@@ -439,6 +486,7 @@ where
                         message: message.clone(),
                     };
                     changes.extend(short(world, request, &shortfall, now));
+                    applied.records.push(fell_short(request, &shortfall, now));
                     applied.faults.push(format!(
                         "pool `{}` in {}: {message}",
                         request.pool, request.region
@@ -664,6 +712,75 @@ fn decided(request: &LaunchRequest, pass: PassId, now: Timestamp) -> Action {
             request.region,
             request.reserved()
         ),
+    }
+}
+
+fn launched(record: &InstanceRecord, pass: PassId, now: Timestamp) -> Record {
+    let event = InstanceLaunched {
+        zone: record.offering.zone.to_string(),
+        instance_type: record.offering.instance_type.to_string(),
+        capacity_type: record.offering.capacity_type.to_string(),
+        price: record.price.dollars(),
+        intent: record
+            .intent
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        pass: pass.0,
+    };
+    Record {
+        time: now,
+        identity: Identity {
+            host: String::new(),
+            pool: record.pool.to_string(),
+            image: record.image.to_string(),
+            region: record.offering.region.to_string(),
+            instance_id: record.id.to_string(),
+        },
+        event: event.into(),
+    }
+}
+
+fn fell_short(request: &LaunchRequest, shortfall: &Shortfall, now: Timestamp) -> Record {
+    let offering = shortfall.offering.as_ref();
+    let event = LaunchFell {
+        reason: shortfall.reason.to_string(),
+        zone: offering.map(|offering| offering.zone.to_string()),
+        instance_type: offering.map(|offering| offering.instance_type.to_string()),
+        message: shortfall.message.clone(),
+        intent: request.intent.to_string(),
+    };
+    Record {
+        time: now,
+        identity: Identity {
+            pool: request.pool.to_string(),
+            image: request.image.to_string(),
+            region: request.region.to_string(),
+            ..Identity::default()
+        },
+        event: event.into(),
+    }
+}
+
+fn ended(instance: &Instance, reason: &str, pass: PassId, now: Timestamp) -> Record {
+    let lived = elapsed(instance.launched_at, now);
+    let event = InstanceEnded {
+        reason: reason.to_owned(),
+        instance_type: instance.offering.instance_type.to_string(),
+        lived_ms: u64::try_from(lived.as_millis()).unwrap_or(u64::MAX),
+        pass: pass.0,
+    };
+    let name = |name: Option<String>| name.unwrap_or_default();
+    Record {
+        time: now,
+        identity: Identity {
+            host: String::new(),
+            pool: name(instance.pool.as_ref().map(ToString::to_string)),
+            image: name(instance.image.as_ref().map(ToString::to_string)),
+            region: instance.offering.region.to_string(),
+            instance_id: instance.id.to_string(),
+        },
+        event: event.into(),
     }
 }
 

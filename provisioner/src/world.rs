@@ -198,6 +198,24 @@ pub enum LeaveReason {
     Asked,
 }
 
+impl std::fmt::Display for LeaveReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Idle => "idle",
+            Self::Drifted => "drifted",
+            Self::OverTarget => "over_target",
+            Self::Maintenance => "maintenance",
+            Self::PoolRemoved => "pool_removed",
+            Self::UsedUp => "used_up",
+            Self::NeverStarted => "never_started",
+            Self::NeverRegistered => "never_registered",
+            Self::Silent => "silent",
+            Self::Stray => "stray",
+            Self::Asked => "asked",
+        })
+    }
+}
+
 /// A person keeps an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {

@@ -266,4 +266,98 @@ events! {
         /// Records the spool dropped because it was full, since `runner` started.
         field spool_dropped: u64,
     }
+
+    /// The provisioner planned a pass: the numbers of one pool.
+    PoolPlanned "pool_planned" {
+        /// Jobs that wait, neither too young nor too old to count.
+        field pending: u32,
+        /// Jobs that run, as the sources say.
+        field running: u32,
+        /// How long the oldest job has been waiting, in milliseconds.
+        field oldest_age_ms: Option<u64>,
+        /// Hosts that are up and not leaving.
+        field existing: u32,
+        /// Of these, hosts with a job.
+        field busy: u32,
+        /// Instances on their way.
+        field requested: u32,
+        /// Instances on their way out.
+        field stopping: u32,
+        /// Hosts wanted.
+        field target: u32,
+        /// Instances the pool asked for.
+        field wanted: u32,
+        /// Instances it got to launch in this pass.
+        field launching: u32,
+        /// Whether a source of demand held the decision.
+        field held: bool,
+        /// What the pool costs at most, in dollars per hour.
+        field bill: f64,
+        /// What the pool has cost today (UTC), in dollars.
+        field spent_today: f64,
+        /// Number of the pass.
+        field pass: u64,
+    }
+
+    /// The provisioner finished a pass.
+    PassFinished "pass_finished" {
+        /// Number of the pass.
+        field pass: u64,
+        /// Duration in milliseconds, the cloud's answers included.
+        field duration_ms: u64,
+        /// Instances of the fleet when it began.
+        field instances: u32,
+        /// Instances launched.
+        field launched: u32,
+        /// Instances whose end the cloud accepted.
+        field terminated: u32,
+        /// Launches that stay open, to be sent again.
+        field open: u32,
+        /// Rules the plan broke; nothing of it was done if there is one.
+        field faults: u32,
+        /// What the fleet costs at most, in dollars per hour.
+        field bill: f64,
+    }
+
+    /// The cloud launched an instance.
+    InstanceLaunched "instance_launched" {
+        /// Zone.
+        tag zone: String,
+        /// Kind of machine.
+        tag instance_type: String,
+        /// `spot` or `on_demand`.
+        tag capacity_type: String,
+        /// Price in dollars per hour.
+        field price: f64,
+        /// The decision that launched it; unique for ever.
+        field intent: String,
+        /// Pass that decided it.
+        field pass: u64,
+    }
+
+    /// A launch brought fewer instances than asked for.
+    LaunchFell "launch_fell" {
+        /// Why: `no_capacity`, `interrupted`, `quota`, `no_address`, `unsupported`, `price`, `image`, `settings`, `not_allowed`, `throttled`, `cloud_fault` or `other`.
+        tag reason: String,
+        /// Zone, if the reason is about one.
+        tag zone: Option<String>,
+        /// Kind of machine, if the reason is about one.
+        tag instance_type: Option<String>,
+        /// In the cloud's words.
+        field message: String,
+        /// The decision.
+        field intent: String,
+    }
+
+    /// An instance is ended, or gone.
+    InstanceEnded "instance_ended" {
+        /// Why: `idle`, `drifted`, `over_target`, `maintenance`, `pool_removed`, `used_up`, `never_started`, `never_registered`, `silent`, `stray`, `asked`; `lost` if it went without us, `interrupted` if the cloud took it back.
+        tag reason: String,
+        /// Kind of machine.
+        tag instance_type: String,
+        /// Time since its launch, in milliseconds.
+        field lived_ms: u64,
+        /// Pass in which it was decided or seen.
+        field pass: u64,
+    }
 }

@@ -154,7 +154,8 @@ impl<'a> Words<'a> {
             Event::RunFinished(run) if run.result == RunResult::Failed => {
                 Self::plain(event, Severity::Error)
             }
-            Event::HookFailed(_) => Self::plain(event, Severity::Warning),
+            Event::PassFinished(pass) if pass.faults > 0 => Self::plain(event, Severity::Error),
+            Event::HookFailed(_) | Event::LaunchFell(_) => Self::plain(event, Severity::Warning),
             Event::TaskStarted(_)
             | Event::TaskFinished(_)
             | Event::RunFinished(_)
@@ -162,7 +163,11 @@ impl<'a> Words<'a> {
             | Event::HostBooted(_)
             | Event::RebootDecided(_)
             | Event::SweepFinished(_)
-            | Event::Heartbeat(_) => Self::plain(event, Severity::Info),
+            | Event::Heartbeat(_)
+            | Event::PoolPlanned(_)
+            | Event::PassFinished(_)
+            | Event::InstanceLaunched(_)
+            | Event::InstanceEnded(_) => Self::plain(event, Severity::Info),
         }
     }
 

@@ -230,6 +230,25 @@ pub enum ShortReason {
     Other,
 }
 
+impl fmt::Display for ShortReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::NoCapacity => "no_capacity",
+            Self::Interrupted => "interrupted",
+            Self::Quota => "quota",
+            Self::NoAddress => "no_address",
+            Self::Unsupported => "unsupported",
+            Self::Price => "price",
+            Self::Image => "image",
+            Self::Settings => "settings",
+            Self::NotAllowed => "not_allowed",
+            Self::Throttled => "throttled",
+            Self::CloudFault => "cloud_fault",
+            Self::Other => "other",
+        })
+    }
+}
+
 /// What a launch did not get, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shortfall {
@@ -262,7 +281,7 @@ pub enum LaunchError {
         message: String,
     },
     /// Nothing was launched, and this request never will be.
-    #[error("refused by the cloud ({reason:?}): {message}")]
+    #[error("refused by the cloud ({reason}): {message}")]
     Refused {
         /// Why.
         reason: ShortReason,
@@ -293,7 +312,7 @@ pub enum CloudError {
         message: String,
     },
     /// A person must correct something.
-    #[error("refused by the cloud ({reason:?}): {message}")]
+    #[error("refused by the cloud ({reason}): {message}")]
     Refused {
         /// Why.
         reason: ShortReason,
