@@ -86,6 +86,7 @@ fn event(u: &mut Unstructured<'_>) -> Result<Event> {
             url: u.arbitrary()?,
             run_id: u.arbitrary()?,
             duration_ms: u.arbitrary()?,
+            interruption: u.arbitrary()?,
         }
         .into(),
         4 => HostBooted {

@@ -391,6 +391,7 @@ impl Host {
                 url: report.value("job.url").map(Into::into),
                 run_id: run_id.clone(),
                 duration_ms: millis(finished.duration),
+                interruption: None,
             });
         }
         if let Some(verdict) = report.value("sweep.verdict") {

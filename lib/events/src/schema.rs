@@ -147,7 +147,8 @@ events! {
         field signal: Option<i32>,
         /// Whether it was ended because it ran longer than its `timeout`.
         field timed_out: bool,
-        /// Whether it was ended because `runner` was asked to stop. That is no retry.
+        /// Whether it was ended because `runner` was asked to stop, or because the cloud takes the
+        /// instance back. That is no retry.
         field stopped: bool,
         /// From start until nothing of it was left, in milliseconds.
         field duration_ms: u64,
@@ -193,6 +194,30 @@ events! {
         field run_id: String,
         /// Duration of the attempt that took the job, in milliseconds.
         field duration_ms: u64,
+        /// The spot notice that the job was given up for: what is done to the instance, and when.
+        field interruption: Option<String>,
+    }
+
+    /// The provisioner told the host something new, or a drain lapsed.
+    AssignmentChanged "assignment_changed" {
+        /// `go_on`, `drain` or `quit`.
+        tag assignment: String,
+        /// Why, in the provisioner's word; `lapsed` if it was not reached for too long.
+        tag reason: Option<String>,
+        /// Why, in a sentence for a person.
+        field text: String,
+    }
+
+    /// The cloud said that it takes this spot instance back, or that it does not after all.
+    InterruptionNoticed "interruption_noticed" {
+        /// What is done to the instance: `terminate`, `stop` or `hibernate`.
+        tag action: String,
+        /// When, RFC 3339.
+        field time_of_action: String,
+        /// Whether the notice is no longer there.
+        field withdrawn: bool,
+        /// The job at work, if one is.
+        field job: Option<String>,
     }
 
     /// `runner` started for the first time since the host booted.
@@ -251,7 +276,8 @@ events! {
 
     /// The host is alive. Recorded at a fixed interval while there is a sink.
     Heartbeat "heartbeat" {
-        /// What `runner` is doing: `task`, `backoff`, `hook`, `halt` or `between_runs`.
+        /// What `runner` is doing: `task`, `backoff`, `hook`, `halt`, `between_runs`, or `held` while
+        /// the host is to take no job.
         tag phase: String,
         /// The task, if one runs or waits.
         field task: Option<String>,

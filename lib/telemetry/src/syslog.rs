@@ -155,11 +155,14 @@ impl<'a> Words<'a> {
                 Self::plain(event, Severity::Error)
             }
             Event::PassFinished(pass) if pass.faults > 0 => Self::plain(event, Severity::Error),
-            Event::HookFailed(_) | Event::LaunchFell(_) => Self::plain(event, Severity::Warning),
+            Event::HookFailed(_) | Event::InterruptionNoticed(_) | Event::LaunchFell(_) => {
+                Self::plain(event, Severity::Warning)
+            }
             Event::TaskStarted(_)
             | Event::TaskFinished(_)
             | Event::RunFinished(_)
             | Event::JobFinished(_)
+            | Event::AssignmentChanged(_)
             | Event::HostBooted(_)
             | Event::RebootDecided(_)
             | Event::SweepFinished(_)
