@@ -12,8 +12,15 @@ const MAX_FILE: u64 = 64 * 1024;
 /// Longest value that is kept, in characters; URLs of CI systems stay far below.
 const MAX_VALUE: usize = 1024;
 
-/// Keys any task may report.
-pub const JOB_KEYS: [&str; 4] = ["job.name", "job.result", "job.id", "job.url"];
+/// Keys any task may report: of the job when it is taken, and of the job that ended.
+pub const JOB_KEYS: [&str; 6] = [
+    "taken.name",
+    "taken.id",
+    "job.name",
+    "job.result",
+    "job.id",
+    "job.url",
+];
 
 /// Keys only tasks without a user of their own may report.
 pub const HOST_KEYS: [&str; 10] = [

@@ -209,7 +209,7 @@ fn a_job_is_run_and_reported() {
     assert_eq!(answer.code, 0, "{}", answer.err);
     assert_eq!(
         answer.report,
-        "job.name=job j1\njob.result=success\njob.id=j1\n"
+        "taken.name=job j1\ntaken.id=j1\njob.name=job j1\njob.result=success\njob.id=j1\n"
     );
     assert_eq!(farm.log("j1"), "out\nerr\n");
     let text = fs_err::read_to_string(farm.path("results/j1.json")).unwrap();
@@ -227,7 +227,7 @@ fn a_job_that_fails_is_a_failure_and_the_taker_is_not() {
     assert_eq!(farm.take().code, 0);
     assert_eq!(
         farm.take().report,
-        "job.name=job j2\njob.result=failure\njob.id=j2\n"
+        "taken.name=job j2\ntaken.id=j2\njob.name=job j2\njob.result=failure\njob.id=j2\n"
     );
     let (j1, j2) = (farm.outcome("j1"), farm.outcome("j2"));
     assert_eq!(
@@ -497,7 +497,7 @@ fn hostile_files_are_rejected_with_a_reason_and_hold_up_nothing() {
     let answer = farm.take();
     assert_eq!(
         answer.report,
-        "job.name=job good\njob.result=success\njob.id=good\n"
+        "taken.name=job good\ntaken.id=good\njob.name=job good\njob.result=success\njob.id=good\n"
     );
     assert_eq!(farm.names("pending"), Vec::<String>::new());
     let mut reasons: Vec<_> = farm

@@ -186,6 +186,7 @@ impl<'a> Taker<'a> {
         let (claim, outcome) = match found {
             Found::Ended(claim, outcome) => (claim, outcome),
             Found::Claimed(claim) => {
+                self.report_taken(&claim, err);
                 let outcome = self.run(&claim).await?;
                 claim.write_result(&outcome)?;
                 (claim, outcome)
@@ -214,6 +215,20 @@ impl<'a> Taker<'a> {
             ),
         );
         Ok(())
+    }
+
+    /// Says which job begins. A host that does not know it until it ends is no reason to give it up.
+    fn report_taken(&self, claim: &Claim, err: &mut impl Write) {
+        let Some(report) = self.place.report else {
+            return;
+        };
+        let lines = format!("taken.name={}\ntaken.id={}\n", claim.job().name, claim.id());
+        if let Err(error) = append(report, &lines) {
+            note(
+                err,
+                format_args!("the job cannot be reported before it ends: {error}"),
+            );
+        }
     }
 
     async fn find(&mut self, err: &mut impl Write) -> Result<Option<Found>, TakeError> {
@@ -555,11 +570,16 @@ async fn at(instant: Option<Instant>) {
 }
 
 fn append_report(report: &Path, outcome: &Outcome) -> io::Result<()> {
-    // Name and id have no line break: the parser of job files and the rule for ids see to it.
     let lines = format!(
         "job.name={}\njob.result={}\njob.id={}\n",
         outcome.name, outcome.result, outcome.id
     );
+    append(report, &lines)
+}
+
+/// Lines of a name and an id have no line break in them: the parser of job files and the rule for
+/// ids see to it.
+fn append(report: &Path, lines: &str) -> io::Result<()> {
     fs_err::OpenOptions::new()
         .append(true)
         .create(true)
