@@ -127,8 +127,9 @@ pub fn read(path: &Path) -> Result<Secret, SecretError> {
     }
 }
 
-/// One word that fits into a header.
-fn parse(text: &str) -> Option<Secret> {
+/// The token in `text`, which must be one word that fits into a header; space around it is dropped.
+#[must_use]
+pub fn parse(text: &str) -> Option<Secret> {
     let token = text.trim();
     let fits = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
     fits.then(|| Secret(token.to_owned()))
