@@ -22,6 +22,7 @@ use crate::backoff::Backoff;
 use crate::child::{Cgroup, Supervisor, own_directory};
 use crate::config::{self, BackoffSettings, Config};
 use crate::exit::Exit;
+use crate::fleet::{self, Fleet, SharedStatus};
 use crate::history::History;
 use crate::host::{Host, Surroundings, chain, create_private, millis};
 use crate::journal::Journal;
@@ -111,22 +112,48 @@ pub async fn run(
         warn!(path = %path.display(), error, "the state of this host could not be understood: its counters begin anew");
     }
     let shared = Arc::new(Mutex::new(loaded.state.clone()));
-    let requests = {
-        let shared = Arc::clone(&shared);
-        signals::listen(move || describe(&shared))?
+    let fleet_status = SharedStatus::default();
+    let (requests, wishes) = {
+        let (shared, fleet) = (Arc::clone(&shared), Arc::clone(&fleet_status));
+        signals::listen(move || describe(&shared, &fleet))?
     };
-    let identity = identity(&config);
-    let telemetry = Rc::new(start_telemetry(&config)?);
-    let history = History::open(&state_dir)?;
-    let journal = Journal::new(identity, surroundings.clock, history, Rc::clone(&telemetry));
-    let cgroup = own_cgroup(surroundings.nonce);
-    let supervisor = Supervisor::new(cgroup)?;
-    let rng = config
+    let mut rng = config
         .runner
         .backoff
         .seed
         .map_or_else(rand::make_rng, StdRng::seed_from_u64);
-    let beating = spawn_heartbeat(&config, &telemetry, &shared, surroundings.clock);
+    let around_fleet = fleet::Surroundings {
+        state_dir: state_dir.clone(),
+        boot_id: surroundings.boot_id.clone(),
+        metadata_endpoint: surroundings.metadata_endpoint.clone(),
+        clock: surroundings.clock,
+        wishes,
+        requests: requests.clone(),
+        status: fleet_status,
+        rng: StdRng::from_rng(&mut rng),
+    };
+    let mut fleet = Fleet::start(&config.fleet, around_fleet)
+        .await
+        .map_err(|fault| StartFault::Configuration(vec![fault]))?;
+    fleet.has_new_instance();
+    let identity = identity(&config, &fleet);
+    let telemetry = Rc::new(start_telemetry(&config)?);
+    let history = History::open(&state_dir)?;
+    let journal = Journal::new(
+        identity.clone(),
+        surroundings.clock,
+        history,
+        Rc::clone(&telemetry),
+    );
+    let cgroup = own_cgroup(surroundings.nonce);
+    let supervisor = Supervisor::new(cgroup)?;
+    let beating = spawn_heartbeat(
+        &config,
+        identity.clone(),
+        &telemetry,
+        &shared,
+        surroundings.clock,
+    );
     drop(telemetry);
     let watchdog = spawn_watchdog();
 
@@ -143,6 +170,8 @@ pub async fn run(
         shared,
         user: User::from_uid(nix::unistd::geteuid()).ok().flatten(),
         state_fails: false,
+        fleet,
+        drained: false,
     };
     host.note_boot();
     host.end_previous_attempt();
@@ -172,6 +201,14 @@ impl Host {
             if self.requests.take_reload() {
                 beating = self.reload(beating).await;
             }
+            if self.fleet.has_new_instance() {
+                beating = self.identify_anew(beating).await;
+            }
+            self.record_news();
+            if self.requests.is_held() {
+                self.wait_while_held().await;
+                continue;
+            }
             tasks = match self.fresh_tasks().await {
                 Ok(fresh) => fresh,
                 Err(FreshFault::Stopped) => break Exit::Done,
@@ -181,9 +218,20 @@ impl Host {
                     break Exit::Failed;
                 }
             };
-            match self.run_once(&tasks).await {
+            if self.requests.is_held() {
+                continue;
+            }
+            // Nothing is awaited between this look and the beginning of the run.
+            let end = self.run_once(&tasks).await;
+            match end {
+                RunEnd::Halt { .. } | RunEnd::Failed { .. } => {}
+                RunEnd::Done | RunEnd::Exit { .. } | RunEnd::Stopped => self.fleet.run_ended(),
+            }
+            match end {
                 RunEnd::Done => done += 1,
-                RunEnd::Stopped => break Exit::Done,
+                // Whether to stop for good is asked above: the provisioner or the cloud may want
+                // no more than that no job be taken.
+                RunEnd::Stopped => {}
                 RunEnd::Exit { task } => {
                     info!(task, "a task asked to stop");
                     break Exit::Exited;
@@ -199,6 +247,8 @@ impl Host {
                 }
             }
         };
+        self.fleet.stop().await;
+        self.record_news();
         self.state.cgroup = None;
         self.enter(Phase::Stopped, None, 0, None);
         self.view.stop_moving();
@@ -207,6 +257,41 @@ impl Host {
             telemetry.finish();
         }
         exit
+    }
+
+    /// Waits until a job may be taken again, or somebody asks to stop.
+    async fn wait_while_held(&mut self) {
+        self.enter(Phase::Held, None, 0, None);
+        self.view.doing("no job is taken: see `runner status`");
+        while self.requests.is_held() && self.requests.stop() == Stop::No && !self.requests.drain()
+        {
+            tokio::select! {
+                () = self.requests.changed() => {}
+                (time, event) = self.fleet.news() => self.journal.record_at(time, event),
+            }
+        }
+        self.view.stop_moving();
+        self.enter(Phase::BetweenRuns, None, 0, None);
+    }
+
+    /// It was learnt late which instance this is: from here on events say so.
+    async fn identify_anew(&mut self, beating: Beating) -> Beating {
+        beating.stop().await;
+        let identity = identity(&self.config, &self.fleet);
+        self.journal.identify(identity.clone());
+        self.beat(identity)
+    }
+
+    fn beat(&self, identity: Identity) -> Beating {
+        self.journal.telemetry().map_or(Beating(None), |telemetry| {
+            spawn_heartbeat(
+                &self.config,
+                identity,
+                telemetry,
+                &self.shared,
+                self.surroundings.clock,
+            )
+        })
     }
 
     async fn halt_after(&mut self, tasks: &Tasks, done: u64) -> Exit {
@@ -297,6 +382,10 @@ impl Host {
                 .state_dir
                 .clone_from(&self.config.runner.state_dir);
         }
+        if fresh.fleet != self.config.fleet {
+            warn!("`[fleet]` changes only when runner starts anew");
+            fresh.fleet.clone_from(&self.config.fleet);
+        }
         self.tasks_dir = tasks_dir(&fresh, &self.surroundings);
         let same_sinks = fresh.table.get("telemetry") == self.config.table.get("telemetry");
         self.config = fresh;
@@ -305,21 +394,14 @@ impl Host {
             return beating;
         }
         beating.stop().await;
-        let identity = identity(&self.config);
+        let identity = identity(&self.config, &self.fleet);
         if let Err(fault) = self
             .journal
-            .renew(identity, || start_telemetry(&self.config))
+            .renew(identity.clone(), || start_telemetry(&self.config))
         {
             error!(%fault, "telemetry cannot start with the new configuration");
         }
-        self.journal.telemetry().map_or(Beating(None), |telemetry| {
-            spawn_heartbeat(
-                &self.config,
-                telemetry,
-                &self.shared,
-                self.surroundings.clock,
-            )
-        })
+        self.beat(identity)
     }
 
     /// Begins the counters of a new boot, if this is one.
@@ -513,8 +595,9 @@ fn own_cgroup(nonce: u32) -> Option<Cgroup> {
     }
 }
 
-fn identity(config: &Config) -> Identity {
+fn identity(config: &Config, fleet: &Fleet) -> Identity {
     let mut identity = config.telemetry.identity();
+    fleet.identify(&mut identity);
     if identity.host.is_empty() {
         identity.host = host_name();
     }
@@ -535,9 +618,16 @@ fn start_telemetry(config: &Config) -> Result<Telemetry, StartFault> {
         .map_err(|error| StartFault::Configuration(vec![chain(&error)]))
 }
 
-fn describe(shared: &Mutex<State>) -> String {
-    let state = shared.lock().unwrap_or_else(PoisonError::into_inner);
-    serde_json::to_string(&*state).unwrap_or_else(|error| error.to_string())
+fn describe(shared: &Mutex<State>, fleet: &SharedStatus) -> String {
+    let text = |value: serde_json::Result<String>| value.unwrap_or_else(|error| error.to_string());
+    let state = text(serde_json::to_string(
+        &*shared.lock().unwrap_or_else(PoisonError::into_inner),
+    ));
+    let fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*fleet {
+        None => state,
+        Some(fleet) => format!("{state} fleet: {}", text(serde_json::to_string(fleet))),
+    }
 }
 
 /// The heartbeat, if there is one.
@@ -555,6 +645,7 @@ impl Beating {
 
 fn spawn_heartbeat(
     config: &Config,
+    identity: Identity,
     telemetry: &Rc<Telemetry>,
     shared: &Arc<Mutex<State>>,
     clock: fn() -> Timestamp,
@@ -563,8 +654,7 @@ fn spawn_heartbeat(
     if !config.telemetry.has_sinks() || interval.is_zero() {
         return Beating(None);
     }
-    let (telemetry, shared, identity) =
-        (Rc::clone(telemetry), Arc::clone(shared), identity(config));
+    let (telemetry, shared) = (Rc::clone(telemetry), Arc::clone(shared));
     Beating(Some(tokio::task::spawn_local(async move {
         let mut system = System::new().ok();
         loop {

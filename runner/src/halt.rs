@@ -41,6 +41,7 @@ impl Host {
         reason: &str,
         pattern: Option<&str>,
     ) -> Halted {
+        self.fleet.halting();
         self.run_before_reboot(&tasks.before_reboot).await;
         if self.requests.stop() != Stop::No {
             return Halted::Stopped;

@@ -12,12 +12,14 @@ use farm_events::{
 use jiff::Timestamp;
 use nix::unistd::User;
 use rand::rngs::StdRng;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::child::{Cut, Ending, Finished, Launch, Limits, Supervisor};
 use crate::config::{CommandLine, Config};
+use crate::fleet::{Fleet, taken};
 use crate::hook::{HookArgument, HookResult};
 use crate::journal::Journal;
+use crate::reboot::JobResult;
 use crate::report::Report;
 use crate::signals::{Requests, Stop};
 use crate::state::{Activity, Job, Phase, RunningAttempt, State};
@@ -47,6 +49,8 @@ pub struct Surroundings {
     pub nonce: u32,
     /// Reads the clock.
     pub clock: fn() -> Timestamp,
+    /// Address of the cloud's metadata service, if the environment has one.
+    pub metadata_endpoint: Option<String>,
 }
 
 /// A host at work.
@@ -67,6 +71,10 @@ pub struct Host {
     pub(crate) user: Option<User>,
     /// Whether the state could not be written the last time, which was said then.
     pub(crate) state_fails: bool,
+    /// What goes on beside the runs.
+    pub(crate) fleet: Fleet,
+    /// Whether a task of this run was told to take no job.
+    pub(crate) drained: bool,
 }
 
 /// An attempt that ended.
@@ -138,7 +146,12 @@ impl Host {
         attempt: u32,
     ) -> Option<Attempt> {
         self.run_hook(task, attempt, HookResult::Running).await;
-        if self.requests.stop() != Stop::No {
+        let is_over = match phase {
+            // A host that is being halted goes down one way or the other.
+            Phase::Halt => self.requests.stop() != Stop::No,
+            _ => self.requests.ends_run(),
+        };
+        if is_over {
             return None;
         }
         self.state.attempt = Some(RunningAttempt {
@@ -207,7 +220,7 @@ impl Host {
                 Ending::Exited(_) | Ending::NotStarted(_) => None,
             },
             timed_out: finished.cut == Some(Cut::TimedOut),
-            stopped: finished.cut == Some(Cut::Stopped),
+            stopped: matches!(finished.cut, Some(Cut::Stopped | Cut::Interrupted)),
             duration_ms: millis(finished.duration),
             delay_ms: delay.map(millis),
             output_bytes: finished.output.total,
@@ -243,10 +256,16 @@ impl Host {
             ended_by: Stop::Gracefully,
             drain_signal: task.drain_signal.map(|signal| signal.0),
         };
+        let watching = self.fleet.is_on().then(|| {
+            let trusted = task.user.is_none();
+            self.fleet.watch_report(report_file.as_file(), trusted)
+        });
         let finished = self
             .supervisor
             .run(&launch, limits, &mut self.requests)
             .await;
+        drop(watching);
+        self.drained |= finished.drained;
         let report =
             Report::read(report_file.as_file(), task.user.is_none()).unwrap_or_else(|error| {
                 warn!(task = %task.name, %error, "the report of a task cannot be read");
@@ -374,26 +393,8 @@ impl Host {
     /// Takes in what a task reported.
     fn note(&mut self, task: &Task, report: &Report, finished: &Finished) {
         let run_id = self.run_id();
-        if let Some(name) = report.value("job.name") {
-            let result = report.value("job.result").unwrap_or("unknown").to_owned();
-            self.state.jobs += 1;
-            self.view.job_finished(name, &result);
-            self.state.job = Some(Job {
-                name: name.into(),
-                result: result.clone(),
-                run_id: run_id.clone(),
-            });
-            self.journal.record(JobFinished {
-                job: name.into(),
-                result,
-                task: task.name.full(),
-                id: report.value("job.id").map(Into::into),
-                url: report.value("job.url").map(Into::into),
-                run_id: run_id.clone(),
-                duration_ms: millis(finished.duration),
-                interruption: None,
-            });
-        }
+        self.record_news();
+        self.note_job(task, report, finished);
         if let Some(verdict) = report.value("sweep.verdict") {
             self.state.sweep = Some(verdict.into());
             self.journal.record(SweepFinished {
@@ -416,6 +417,65 @@ impl Host {
                 job: report.value("reboot.job").map(Into::into),
                 run_id,
             });
+        }
+    }
+
+    /// Takes in what a task reported of its job.
+    ///
+    /// A job that was ended because the cloud takes the instance back is lost, whether its task still
+    /// said so or not; one that the task says ended otherwise ended in time.
+    fn note_job(&mut self, task: &Task, report: &Report, finished: &Finished) {
+        let interruption = (finished.cut == Some(Cut::Interrupted))
+            .then(|| self.fleet.notice())
+            .flatten();
+        let said = report.value("job.result");
+        let is_lost = interruption.is_some()
+            && said.is_none_or(|result| result == JobResult::Interrupted.as_str());
+        let ended = report.value("job.name").is_some();
+        let Some(job) = taken(report).filter(|_| ended || is_lost) else {
+            if is_lost && task.drain_signal.is_some() {
+                warn!(task = %task.name, "a job may be lost: the task did not say which one it had taken");
+            }
+            return;
+        };
+        let result = match said {
+            Some(result) => result,
+            None if is_lost => JobResult::Interrupted.as_str(),
+            None => "unknown",
+        };
+        self.state.jobs += 1;
+        self.view.job_finished(&job.name, result);
+        self.state.job = Some(Job {
+            name: job.name.clone(),
+            result: result.to_owned(),
+            run_id: self.run_id(),
+        });
+        self.journal.record(JobFinished {
+            job: job.name.clone(),
+            result: result.to_owned(),
+            task: task.name.full(),
+            id: Some(job.id.clone()).filter(|id| !id.is_empty()),
+            url: report.value("job.url").map(Into::into),
+            run_id: self.run_id(),
+            duration_ms: millis(finished.duration),
+            interruption: interruption.filter(|_| is_lost),
+        });
+        if is_lost {
+            error!(
+                job = job.name,
+                id = job.id,
+                "the job is lost: the cloud takes the instance back"
+            );
+            self.fleet.job_lost(job);
+        } else {
+            self.fleet.job_taken(job);
+        }
+    }
+
+    /// Records what the fleet learnt meanwhile.
+    pub(crate) fn record_news(&mut self) {
+        while let Some((time, event)) = self.fleet.next_news() {
+            self.journal.record_at(time, event);
         }
     }
 
@@ -501,6 +561,7 @@ fn not_started(error: String) -> Finished {
         output: crate::child::Output::default(),
         leftovers: 0,
         stuck: Vec::new(),
+        drained: false,
     }
 }
 

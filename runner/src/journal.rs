@@ -66,12 +66,22 @@ impl Journal {
         self.telemetry.and_then(Rc::into_inner)
     }
 
+    /// From here on events are this host's.
+    pub(crate) fn identify(&mut self, identity: Identity) {
+        self.identity = identity;
+    }
+
     /// Records what happened. A journal that cannot be written is said once, and never stops a run.
     pub fn record(&mut self, event: impl Into<Event>) {
+        self.record_at((self.clock)(), event.into());
+    }
+
+    /// As [`Journal::record`], of something that happened a while ago.
+    pub(crate) fn record_at(&mut self, time: Timestamp, event: Event) {
         let record = Record {
-            time: (self.clock)(),
+            time,
             identity: self.identity.clone(),
-            event: event.into(),
+            event,
         };
         if let Some(telemetry) = &self.telemetry {
             telemetry.record(&record);

@@ -13,11 +13,15 @@
 //! one is killed ([`recover`]). What happened goes to a journal on disk and to the telemetry sinks
 //! ([`journal`]).
 //!
+//! A host that is an instance of a cloud also reports to the provisioner and does what it is told,
+//! beside the runs and never in their way ([`fleet`]).
+//!
 //! # Modules
 //!
 //! - deciding: [`task`], [`order`], [`backoff`], [`step`], [`report`], [`reboot`]
 //! - reading: [`config`], [`tasks_dir`]
-//! - doing: [`child`], [`host`], [`hook`], [`run`], [`halt`], [`daemon`], [`recover`], [`signals`], [`spool`]
+//! - doing: [`child`], [`host`], [`hook`], [`run`], [`halt`], [`daemon`], [`recover`], [`signals`], [`spool`],
+//!   [`fleet`]
 //! - remembering and telling: [`state`], [`history`], [`journal`], [`view`]
 //! - the command line: [`cli`], [`verbs`], [`exit`]
 
@@ -27,6 +31,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod exit;
+pub mod fleet;
 pub mod halt;
 pub mod history;
 pub mod hook;

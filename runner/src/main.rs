@@ -159,6 +159,10 @@ fn surroundings(
             .to_owned(),
         nonce: rand::random(),
         clock: now,
+        // Named by the SDKs of the cloud; it holds an address, and no secret.
+        metadata_endpoint: std::env::var_os("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+            .and_then(|endpoint| endpoint.into_string().ok())
+            .filter(|endpoint| !endpoint.is_empty()),
     })
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Seek};
 
 /// Largest file that is read. A report is a handful of lines.
-const MAX_FILE: u64 = 64 * 1024;
+pub(crate) const MAX_FILE: u64 = 64 * 1024;
 
 /// Longest value that is kept, in characters; URLs of CI systems stay far below.
 const MAX_VALUE: usize = 1024;

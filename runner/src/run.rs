@@ -81,6 +81,8 @@ impl Host {
     pub(crate) async fn run_once(&mut self, tasks: &Tasks) -> RunEnd {
         let started = Instant::now();
         self.state.runs += 1;
+        self.fleet.run_began(self.state.runs);
+        self.drained = false;
         self.state.job = None;
         self.state.sweep = None;
         let mut attempts = 0;
@@ -109,8 +111,12 @@ impl Host {
             if task.when == When::FirstRun && self.state.runs_since_boot > 0 {
                 continue;
             }
-            if self.requests.stop() != Stop::No || self.drained_before_a_job() {
+            if self.requests.ends_run() || self.drained_before_a_job() {
                 return RunEnd::Stopped;
+            }
+            if self.requests.takes_no_job() && task.drain_signal.is_some() {
+                // It would look for a second job.
+                continue;
             }
             match self.run_task(task, attempts).await {
                 TaskEnd::Next => {}
@@ -141,7 +147,7 @@ impl Host {
                 return TaskEnd::Run(RunEnd::Stopped);
             };
             *attempts += 1;
-            let stopped = self.requests.stop() != Stop::No;
+            let stopped = self.requests.ends_run();
             let step = if ended.finished.stuck.is_empty() {
                 step::next(ended.outcome, attempt, task)
             } else {
@@ -151,7 +157,7 @@ impl Host {
             let delay = (step == Step::TryAgain && !stopped)
                 .then(|| task.backoff.delay(attempt, &mut self.rng));
             self.conclude(task, attempt, &ended, delay).await;
-            if self.requests.stop() != Stop::No {
+            if self.requests.ends_run() {
                 return TaskEnd::Run(RunEnd::Stopped);
             }
             match step {
@@ -187,7 +193,7 @@ impl Host {
         self.view.waiting(task, attempt, delay);
         let end = Instant::now() + delay;
         loop {
-            if self.requests.stop() != Stop::No || self.drained_before_a_job() {
+            if self.requests.ends_run() || self.drained_before_a_job() {
                 self.view.stop_moving();
                 return false;
             }
@@ -201,9 +207,11 @@ impl Host {
         }
     }
 
-    /// Whether `runner` is drained and there is no job in this run to finish.
+    /// Whether no job is to be taken and there is none in this run to finish. A task that was told to
+    /// take none took none, even if that is over by now: a run without a job would be taken for a
+    /// host that finds none.
     fn drained_before_a_job(&self) -> bool {
-        self.requests.drain() && self.state.job.is_none()
+        (self.requests.takes_no_job() || self.drained) && self.state.job.is_none()
     }
 }
 

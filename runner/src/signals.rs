@@ -1,4 +1,5 @@
-//! What people and the init system ask of a running `runner`, by signals.
+//! What is asked of a running `runner`: by people and the init system, by signals; by the fleet, as
+//! [`Wishes`].
 //!
 //! | signal | asks for |
 //! |---|---|
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::signal::Signal as Nix;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::info;
 
 /// Whether and how to stop.
@@ -32,6 +34,12 @@ pub enum Stop {
 struct Asked {
     stop: Stop,
     drain: bool,
+    /// The provisioner wants no further job to be taken.
+    hold: bool,
+    /// The cloud takes the instance back.
+    interrupted: bool,
+    /// What runs is to end now, and be dead by then.
+    leave: Option<Instant>,
 }
 
 /// What has been asked so far.
@@ -48,10 +56,43 @@ impl Requests {
         self.asked.borrow().stop
     }
 
-    /// Whether to take no further job.
+    /// Whether to take no further job, and then to stop.
     #[must_use]
     pub fn drain(&self) -> bool {
         self.asked.borrow().drain
+    }
+
+    /// Whether to take no further job for now, and to wait. This may be taken back.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        let asked = self.asked.borrow();
+        asked.hold || asked.interrupted
+    }
+
+    /// Whether to take no further job, for whatever reason.
+    #[must_use]
+    pub fn takes_no_job(&self) -> bool {
+        self.drain() || self.is_held()
+    }
+
+    /// When what runs must be dead, if it is to end because the cloud takes the instance back.
+    #[must_use]
+    pub fn leave(&self) -> Option<Instant> {
+        self.asked.borrow().leave
+    }
+
+    /// Whether no further task may start.
+    #[must_use]
+    pub fn ends_run(&self) -> bool {
+        let asked = self.asked.borrow();
+        asked.stop != Stop::No || asked.leave.is_some()
+    }
+
+    /// Returns when it is asked to stop.
+    pub async fn stopped(&mut self) {
+        while self.stop() == Stop::No {
+            self.changed().await;
+        }
     }
 
     /// Whether the configuration is to be read again; asking takes the request.
@@ -79,11 +120,34 @@ impl Requests {
     }
 }
 
+/// How the fleet asks.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    sender: watch::Sender<Asked>,
+}
+
+impl Wishes {
+    /// Asks to take no further job, or takes that back.
+    pub fn hold(&self, hold: bool) {
+        self.sender
+            .send_if_modified(|asked| std::mem::replace(&mut asked.hold, hold) != hold);
+    }
+
+    /// Says whether the cloud takes the instance back, and from the moment on at which what runs is
+    /// to end, when it must be dead.
+    pub fn interrupted(&self, interrupted: bool, leave: Option<Instant>) {
+        self.sender.send_modify(|asked| {
+            asked.interrupted = interrupted;
+            asked.leave = leave;
+        });
+    }
+}
+
 /// Starts to listen. `describe` is called for SIGUSR1 and says what is going on.
 ///
 /// # Errors
 /// If a signal cannot be listened to.
-pub fn listen(describe: impl Fn() -> String + Send + 'static) -> io::Result<Requests> {
+pub fn listen(describe: impl Fn() -> String + Send + 'static) -> io::Result<(Requests, Wishes)> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -95,6 +159,9 @@ pub fn listen(describe: impl Fn() -> String + Send + 'static) -> io::Result<Requ
     let requests = Requests {
         asked,
         reload: Arc::clone(&reload),
+    };
+    let wishes = Wishes {
+        sender: sender.clone(),
     };
     tokio::spawn(async move {
         loop {
@@ -113,7 +180,7 @@ pub fn listen(describe: impl Fn() -> String + Send + 'static) -> io::Result<Requ
             }
         }
     });
-    Ok(requests)
+    Ok((requests, wishes))
 }
 
 /// Catches, and drops, the signals that whoever started `runner` ignored: what ignores a signal

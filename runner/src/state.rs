@@ -127,6 +127,8 @@ pub enum Phase {
     Backoff,
     /// Halting the host.
     Halt,
+    /// Waiting because no job may be taken.
+    Held,
 }
 
 impl Phase {
@@ -140,6 +142,7 @@ impl Phase {
             Self::Hook => "hook",
             Self::Backoff => "backoff",
             Self::Halt => "halt",
+            Self::Held => "held",
         }
     }
 }

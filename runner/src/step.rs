@@ -16,12 +16,13 @@ const EXIT: i32 = 3;
 ///
 /// 0 is Ok, 2 Halt for tasks that may halt, 3 Exit; every other code, every signal, a task that
 /// could not be started and one that ran too long are Retry. An attempt that was ended because
-/// `runner` is to stop is no failure of the task: it is Exit.
+/// `runner` is to stop, or because the cloud takes the instance back, is no failure of the task: it
+/// is Exit.
 #[must_use]
 pub fn outcome(ending: &Ending, cut: Option<Cut>, may_halt: bool) -> Outcome {
     match (cut, ending) {
         (Some(Cut::TimedOut), _) => Outcome::Retry,
-        (Some(Cut::Stopped), _) => Outcome::Exit,
+        (Some(Cut::Stopped | Cut::Interrupted), _) => Outcome::Exit,
         (None, Ending::Exited(0)) => Outcome::Ok,
         (None, Ending::Exited(HALT)) if may_halt => Outcome::Halt,
         (None, Ending::Exited(EXIT)) => Outcome::Exit,

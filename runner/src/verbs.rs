@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use crate::cli::{CheckArgs, Cli, Format, GetArgs, HistoryArgs, OrderArgs, RecordArgs, StatusArgs};
 use crate::config::{Config, is_empty, plain_text};
 use crate::exit::Exit;
+use crate::fleet::FleetStatus;
+use crate::fleet::notice::Notice;
 use crate::hook::HookArgument;
 use crate::host::chain;
 use crate::reboot::Lists;
@@ -157,13 +159,24 @@ impl<O: Write, E: Write> Streams<O, E> {
             Err(error) => return self.refuse(Exit::Failed, chain(&error)),
         };
         let holder = crate::daemon::lock_holder(directory);
+        let fleet = config
+            .fleet
+            .is_on()
+            .then(|| FleetStatus::load(directory).unwrap_or_default());
         let result = match args.format {
             Format::Json => writeln!(
                 self.out,
                 "{}",
-                serde_json::json!({ "running": holder.is_some(), "pid": holder, "state": state })
+                serde_json::json!({
+                    "running": holder.is_some(),
+                    "pid": holder,
+                    "state": state,
+                    "fleet": fleet,
+                })
             ),
-            Format::Text => write_status(&mut self.out, &state, holder),
+            Format::Text => write_status(&mut self.out, &state, holder).and_then(|()| {
+                fleet.map_or(Ok(()), |fleet| write_fleet_status(&mut self.out, &fleet))
+            }),
         };
         self.said(result)
     }
@@ -321,6 +334,52 @@ fn write_status(out: &mut impl Write, state: &State, holder: Option<u32>) -> io:
     }
     for (pattern, count) in &state.reboots_by_pattern {
         writeln!(out, "reboots by `{pattern}`: {count}")?;
+    }
+    Ok(())
+}
+
+fn write_fleet_status(out: &mut impl Write, fleet: &FleetStatus) -> io::Result<()> {
+    match (&fleet.instance_id, &fleet.metadata_error) {
+        (Some(id), _) => {
+            let facts = [fleet.capacity_type.as_str(), fleet.zone.as_str()];
+            let facts: Vec<_> = facts.into_iter().filter(|fact| !fact.is_empty()).collect();
+            writeln!(out, "instance: {id} ({})", facts.join(", "))?;
+        }
+        (None, Some(error)) => writeln!(out, "instance: not known: {error}")?,
+        (None, None) => writeln!(out, "instance: not known yet")?,
+    }
+    write!(out, "assignment: {}", fleet.assignment.as_str())?;
+    if let Some(reason) = &fleet.reason {
+        write!(out, " ({reason})")?;
+    }
+    if !fleet.text.is_empty() {
+        write!(out, ": {}", fleet.text)?;
+    }
+    writeln!(out)?;
+    write!(out, "activity: {}", fleet.activity.as_str())?;
+    if let Some(job) = &fleet.job {
+        write!(out, ", job {} {}", job.name, job.id)?;
+    }
+    writeln!(out)?;
+    let since = seconds(fleet.since);
+    match (&fleet.provisioner, fleet.is_reached) {
+        (None, _) => writeln!(out, "provisioner: none is known")?,
+        (Some(address), None) => writeln!(out, "provisioner: {address}, not asked yet")?,
+        (Some(address), Some(true)) => {
+            writeln!(out, "provisioner: {address}, answers since {since}")?;
+        }
+        (Some(address), Some(false)) => writeln!(
+            out,
+            "provisioner: {address}, not reached since {since}: {}",
+            fleet.error.as_deref().unwrap_or_default()
+        )?,
+    }
+    if let Some(notice) = &fleet.notice {
+        let Notice { action, time } = notice;
+        writeln!(out, "spot notice: {action} at {}", seconds(*time))?;
+    }
+    if let Some(job) = &fleet.lost_job {
+        writeln!(out, "lost job: {} {}", job.name, job.id)?;
     }
     Ok(())
 }

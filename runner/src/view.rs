@@ -94,6 +94,9 @@ impl View {
             Outcome::Exit if finished.cut == Some(Cut::Stopped) => {
                 info!(task = %task.name, attempt, duration_ms, "task was ended by request");
             }
+            Outcome::Exit if finished.cut == Some(Cut::Interrupted) => {
+                info!(task = %task.name, attempt, duration_ms, "task was ended because the cloud takes the instance back");
+            }
             Outcome::Exit => info!(task = %task.name, attempt, duration_ms, "task asks to stop"),
             Outcome::Retry => {
                 for line in finished.output.last_lines(SHOWN_LINES) {
@@ -248,6 +251,7 @@ pub fn describe(ending: &Ending, cut: Option<Cut>) -> String {
     match (cut, ending) {
         (Some(Cut::TimedOut), _) => "ran longer than its timeout".into(),
         (Some(Cut::Stopped), _) => "ended by request".into(),
+        (Some(Cut::Interrupted), _) => "ended because the cloud takes the instance back".into(),
         (None, Ending::Exited(code)) => format!("exit code {code}"),
         (None, Ending::Signalled(signal)) => match nix::sys::signal::Signal::try_from(*signal) {
             Ok(name) => format!("signal {signal} ({name})"),

@@ -55,6 +55,7 @@ fn clock_jumps_touch_neither_timeouts_nor_waits() {
         boot_id: "a-boot".into(),
         nonce: 1,
         clock: jumping_clock,
+        metadata_endpoint: None,
     };
     let options = Options {
         runs: Some(1),

@@ -11,7 +11,7 @@
 //!
 //! # How it is ended
 //!
-//! On a timeout or a request to stop: SIGTERM and SIGCONT to the process group and to adopted
+//! On a timeout, a request to stop, or when the cloud takes the instance back: SIGTERM and SIGCONT to the process group and to adopted
 //! children, then up to `grace_period`, then SIGKILL to the group, to every child, and to the
 //! attempt's cgroup where cgroup v2 can be written. What is left when the first process ended by
 //! itself gets SIGKILL at once: a task that wants to leave a service behind asks the init system.
@@ -60,6 +60,8 @@ pub enum Cut {
     TimedOut,
     /// `runner` was asked to stop.
     Stopped,
+    /// The cloud takes the instance back.
+    Interrupted,
 }
 
 /// What is known of a child once nothing of it is left.
@@ -77,6 +79,8 @@ pub struct Finished {
     pub leftovers: u32,
     /// Processes that are still there although they were killed.
     pub stuck: Vec<i32>,
+    /// Whether it was told to take no further job.
+    pub drained: bool,
 }
 
 /// Bounds of one child.
@@ -137,13 +141,17 @@ impl Supervisor {
                     output: Output::default(),
                     leftovers: 0,
                     stuck: Vec::new(),
+                    drained: false,
                 };
             }
         };
         if let Some(cgroup) = &self.cgroup {
             cgroup.add(pid);
         }
-        let (status, cut) = self.watch(pid, limits, requests, &mut capture).await;
+        let mut drained = false;
+        let (status, cut) = self
+            .watch(pid, limits, requests, &mut capture, &mut drained)
+            .await;
         let (leftovers, stuck) = self.end_everything(pid).await;
         capture.drain();
         Finished {
@@ -155,6 +163,7 @@ impl Supervisor {
             output: capture.into_output(),
             leftovers,
             stuck,
+            drained,
         }
     }
 
@@ -165,10 +174,10 @@ impl Supervisor {
         limits: Limits,
         requests: &mut Requests,
         capture: &mut Capture,
+        drained: &mut bool,
     ) -> (Option<WaitIdStatus>, Option<Cut>) {
         let mut cut = None;
         let mut deadline = limits.timeout.map(|timeout| Instant::now() + timeout);
-        let mut drain_signal = limits.drain_signal;
         loop {
             let status = peek(pid);
             // Who was told to end has the whole grace period for all of its processes.
@@ -184,9 +193,21 @@ impl Supervisor {
                 }
                 Stop::Gracefully | Stop::No => {}
             }
-            if requests.drain()
-                && let Some(signal) = drain_signal.take()
+            if let Some(dead_by) = requests.leave()
+                && limits.ended_by <= Stop::Gracefully
             {
+                if cut.is_none() {
+                    cut = Some(Cut::Interrupted);
+                    deadline = Some(Instant::now() + limits.grace_period);
+                    terminate(pid);
+                }
+                deadline = deadline.map(|deadline| deadline.min(dead_by));
+            }
+            if requests.takes_no_job()
+                && !*drained
+                && let Some(signal) = limits.drain_signal
+            {
+                *drained = true;
                 send_raw(pid, signal);
             }
             tokio::select! {

@@ -20,7 +20,8 @@ pub(super) fn contradictions(config: &Config) -> Vec<KeyFault> {
         .validate()
         .into_iter()
         .map(|fault| KeyFault::new(fault.key, fault.to_string()));
-    own.chain(telemetry).chain(jobs).collect()
+    let fleet = config.fleet.validate();
+    own.chain(telemetry).chain(jobs).chain(fleet).collect()
 }
 
 fn backoffs_that_fall(config: &Config) -> impl Iterator<Item = KeyFault> {

@@ -18,6 +18,7 @@ const SCHEMA: Schema = Schema {
         Section::one::<farm_telemetry::Config>("telemetry"),
         Section::one::<crate::spool::JobsConfig>("jobs"),
         Section::one::<crate::reboot::Policy>("reboot"),
+        Section::one::<crate::fleet::FleetConfig>("fleet"),
     ],
     other_tables: OtherTables::Allowed,
 };
@@ -55,6 +56,7 @@ fn config(document: &Document) -> Result<Config, Vec<Fault>> {
         telemetry: tables.one("telemetry"),
         jobs: tables.one("jobs"),
         reboot: tables.one("reboot"),
+        fleet: tables.one("fleet"),
         table: document.table().clone(),
         files: document.files(),
     })?;

@@ -37,6 +37,8 @@ pub struct Config {
     pub jobs: crate::spool::JobsConfig,
     /// Table `[reboot]`: when the host must reboot.
     pub reboot: crate::reboot::Policy,
+    /// Table `[fleet]`: the provisioner and the cloud's metadata.
+    pub fleet: crate::fleet::FleetConfig,
     /// All tables, merged, for `runner get`.
     pub table: toml::Table,
     /// Files it was read from, in the order of reading.

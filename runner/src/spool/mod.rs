@@ -27,4 +27,5 @@ mod take;
 pub use config::{ConfigFault, JobsConfig};
 pub use job::{Job, Rejection};
 pub use store::{Claim, Found, Outcome, Spool, SpoolError, Started};
+pub(crate) use take::registered;
 pub use take::{Place, TakeArgs, take_job};

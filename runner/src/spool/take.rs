@@ -534,7 +534,7 @@ fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     deprecated,
     reason = "its successor is unsafe, which is denied; what it asks for is what an OwnedFd promises: to stay open, and the same"
 )]
-fn registered(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn registered(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(descriptor)
 }
 

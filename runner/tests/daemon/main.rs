@@ -11,9 +11,12 @@
 )]
 
 mod children;
+mod cloud;
+mod fleet;
 mod halting;
 mod hooks;
 mod host;
+mod interruptions;
 mod life;
 mod names;
 mod outcomes;
