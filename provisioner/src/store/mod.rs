@@ -10,6 +10,8 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use rand::TryRng as _;
+use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 
 use crate::cloud::{LaunchError, Launched, OfferingKey, Sighting};
@@ -20,6 +22,16 @@ use crate::world::{
     Assignment, Hold, HostView, Intent, Interruptions, LeaveReason, Maintenance, Order, PoolMemory,
     Shortage, ShortageKey, World,
 };
+
+mod changes;
+mod packed;
+mod rows;
+pub mod sql;
+pub mod sqlite;
+#[cfg(any(test, feature = "store-suite"))]
+pub mod suite;
+
+pub use sqlite::SqliteStore;
 
 /// A period in which one provisioner led. Larger is later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -134,7 +146,8 @@ pub enum Change {
     },
     /// An instance of ours the store did not know, or knows better now (address). Of one it knows,
     /// host, assignment, hold and what the sweep and terminations wrote stay, and nothing that is
-    /// known becomes unknown. One that was thought gone is back, with the key of its host.
+    /// known becomes unknown. One that was thought gone is back, with the key of its host, and is
+    /// no longer suspected.
     InstanceSeen(Box<InstanceRecord>),
     /// It is gone. Counted as interrupted once, under its offering.
     InstanceGone {
@@ -223,7 +236,7 @@ pub enum Change {
     /// An entry of the history.
     Did(Action),
     /// What is older than `before` goes: history, money of past days, answered intents, instances
-    /// that are gone, shortages that ended. At most [`FORGOTTEN_AT_ONCE`] rows of each, so that a
+    /// that are gone, suspects, shortages that ended. At most [`FORGOTTEN_AT_ONCE`] rows of each, so that a
     /// year's worth does not lock the store; the next pass takes more.
     Forgotten {
         /// Older than this.
@@ -429,6 +442,24 @@ pub trait Store: Send + Sync {
         &self,
         query: &HistoryQuery,
     ) -> impl Future<Output = Result<Vec<Action>, StoreError>> + Send;
+}
+
+/// The first row of a store: `$1` is its id.
+const NEW_STORE: &str = "INSERT INTO store (one, id, term, pass) VALUES (1, $1, 0, 0)";
+
+/// Characters of a store's id: 40 random bits make two stores with one id as good as impossible, and
+/// leave room in EC2's tokens of 64.
+const ID_LENGTH: usize = 8;
+
+/// The id of a new store.
+fn new_id() -> String {
+    const CHARACTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+    let mut random = [0; ID_LENGTH];
+    SysRng
+        .try_fill_bytes(&mut random)
+        .expect("the system has random bytes as long as it runs");
+    let character = |byte: u8| char::from(CHARACTERS[usize::from(byte) % CHARACTERS.len()]);
+    random.into_iter().map(character).collect()
 }
 
 /// A record for an instance that was seen in the cloud, carries our tags and is not in the store.
