@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use farm_events::{AssignmentChanged, Event, InterruptionNoticed};
+use farm_events::{AssignmentChanged, Event};
 use jiff::Timestamp;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -15,8 +15,9 @@ use tracing::{debug, error, info, warn};
 use super::assignment::{self, Activity, Assignment, Change, Facts, Order, Standing};
 use super::config::{FleetConfig, METADATA_URL};
 use super::imds::{Imds, Instance};
+use super::lookout::NoticeWatch;
 use super::memory::{Fence, FleetStatus, Membership, fence_path};
-use super::notice::{self, Notice};
+use super::notice::Notice;
 use super::provisioner::{Fault, Provisioner, Report};
 use super::{CurrentJob, Doing, Surroundings};
 use crate::backoff::Backoff;
@@ -249,9 +250,18 @@ impl Agent {
         loop {
             let report = self.compose();
             let sent_at = Instant::now();
-            let answer = self
-                .exchange(&provisioner, &mut membership, instance, &report)
-                .await;
+            let urgency = urgency(
+                self.doing.clone(),
+                self.noticed.subscribe(),
+                report.clone(),
+                self.acknowledged.clone(),
+            );
+            let answer = tokio::select! {
+                answer = self.exchange(&provisioner, &mut membership, instance, &report) => answer,
+                // What is on its way may hang, and the time that is left is short. To say something
+                // twice does no harm.
+                () = urgency => continue,
+            };
             let wait = match answer {
                 Ok(assignment) => {
                     failures = 0;
@@ -263,7 +273,7 @@ impl Agent {
                 Err(fault) => {
                     failures += 1;
                     self.note_failure(&fault);
-                    self.wait_after(&fault, failures)
+                    self.wait_after(&fault, failures, &report)
                 }
             };
             self.publish();
@@ -451,10 +461,12 @@ impl Agent {
         self.status.error = Some(fault.to_string());
     }
 
-    fn wait_after(&mut self, fault: &Fault, failures: u32) -> Duration {
+    fn wait_after(&mut self, fault: &Fault, failures: u32, report: &Report) -> Duration {
         let every = self.config.ask_every;
         let rng = &mut self.surroundings.rng;
         match fault {
+            // There is no time for a backoff, and soon there is no host.
+            Fault::Unreachable(_) if report.spot_notice.is_some() => BETWEEN_REPORTS.min(every),
             Fault::Unreachable(_) => Backoff {
                 initial: every,
                 max: every * SILENT_FACTOR,
@@ -483,9 +495,10 @@ impl Agent {
             self.let_lapse();
             let report = self.compose();
             self.publish();
-            let is_urgent = report.spot_notice != sent.spot_notice
-                || (report.lost_job != sent.lost_job && report.lost_job.is_some());
-            let is_news = report.activity != sent.activity || report.job != sent.job;
+            let is_urgent = is_urgent(sent, report.spot_notice.as_ref(), report.lost_job.as_ref());
+            let is_news = report.activity != sent.activity
+                || report.job != sent.job
+                || report.runs != sent.runs;
             let until = match (is_urgent, is_news && !is_failing) {
                 (true, _) => return,
                 (false, true) => next.min(spaced),
@@ -557,113 +570,31 @@ impl Agent {
     }
 }
 
-/// Looks for the spot notice.
-struct NoticeWatch {
-    imds: Rc<Imds>,
-    every: Duration,
-    leave_before_end: Duration,
-    wishes: crate::signals::Wishes,
-    clock: fn() -> Timestamp,
-    tell: mpsc::UnboundedSender<(Timestamp, Event)>,
-    noticed: watch::Sender<Option<Notice>>,
-    doing: watch::Receiver<Doing>,
-    /// When to end a job that still runs, and when to kill it.
-    leave: Option<(Instant, Instant)>,
-    is_failing: bool,
-}
-
-impl NoticeWatch {
-    async fn run(mut self) {
-        let mut wait = Duration::ZERO;
-        loop {
-            let imds = Rc::clone(&self.imds);
-            let look = async {
-                sleep(wait).await;
-                imds.notice().await
-            };
-            let leave_at = self.leave.map(|(leave_at, _)| leave_at);
-            let found = tokio::select! {
-                found = look => found,
-                // However long the metadata service takes.
-                () = at(leave_at) => {
-                    self.end_the_job();
-                    wait = self.every;
-                    continue;
-                }
-            };
-            wait = self.every;
-            match found {
-                Ok(notice) => self.note(notice),
-                Err(error) if !self.is_failing => {
-                    self.is_failing = true;
-                    warn!(
-                        error,
-                        "it is not known whether there is a spot notice; it is looked for again"
-                    );
-                }
-                Err(error) => debug!(error, "still no answer about a spot notice"),
-            }
+/// Returns when there is something to say that nobody can wait for, and `sent` does not say it.
+async fn urgency(
+    mut doing: watch::Receiver<Doing>,
+    mut noticed: watch::Receiver<Option<Notice>>,
+    sent: Report,
+    acknowledged: Option<CurrentJob>,
+) {
+    loop {
+        let notice = noticed.borrow_and_update().clone();
+        let lost = doing.borrow_and_update().lost_job.clone();
+        let lost = lost.filter(|job| acknowledged.as_ref() != Some(job));
+        if is_urgent(&sent, notice.as_ref(), lost.as_ref()) {
+            return;
         }
-    }
-
-    fn note(&mut self, notice: Option<Notice>) {
-        if self.is_failing {
-            self.is_failing = false;
-            info!("the spot notice is looked for again");
+        tokio::select! {
+            changed = doing.changed() => if changed.is_err() {
+                // The runs are over, and this task with them.
+                std::future::pending::<()>().await;
+            },
+            _ = noticed.changed() => {}
         }
-        let before = self.noticed.borrow().clone();
-        match (&before, &notice) {
-            (None, None) => return,
-            (Some(before), None) => {
-                warn!("the spot notice was withdrawn: the host works again");
-                self.tell_of(before, true);
-                self.leave = None;
-                self.wishes.interrupted(false, None);
-            }
-            (_, Some(new)) if before.as_ref() != Some(new) => {
-                let (action, time) = (&new.action, new.time);
-                warn!(action, %time, "spot notice: the cloud takes this instance back; no further job is taken");
-                self.tell_of(new, false);
-                self.wishes.interrupted(true, None);
-                self.plan_leave(new);
-            }
-            // Again at each look, in case the clock was set.
-            (_, Some(same)) if self.leave.is_some() => self.plan_leave(same),
-            (_, Some(_)) => {}
-        }
-        self.noticed.send_replace(notice);
-    }
-
-    fn plan_leave(&mut self, notice: &Notice) {
-        let leave = notice::leave(notice, self.leave_before_end, (self.clock)());
-        let now = Instant::now();
-        self.leave = Some((now + leave.ask_in, now + leave.kill_in));
-    }
-
-    /// The time has come: whatever runs is asked to end, and killed in time.
-    fn end_the_job(&mut self) {
-        if let Some((_, kill_at)) = self.leave.take() {
-            info!("the time of the spot notice is near: what runs is ended");
-            self.wishes.interrupted(true, Some(kill_at));
-        }
-    }
-
-    fn tell_of(&self, notice: &Notice, withdrawn: bool) {
-        let job = self.doing.borrow().job.clone();
-        let event = InterruptionNoticed {
-            action: notice.action.clone(),
-            time_of_action: notice.time.to_string(),
-            withdrawn,
-            job: job.map(|job| job.name),
-        };
-        // Nobody listens once the runs are over.
-        self.tell.send(((self.clock)(), event.into())).ok();
     }
 }
 
-async fn at(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => std::future::pending().await,
-    }
+/// Whether the notice is another than the one that was said, or a job was lost since.
+fn is_urgent(sent: &Report, notice: Option<&Notice>, lost: Option<&CurrentJob>) -> bool {
+    notice != sent.spot_notice.as_ref() || (lost.is_some() && lost != sent.lost_job.as_ref())
 }

@@ -8,6 +8,9 @@ use serde::Deserialize;
 /// Where the cloud's metadata is asked for when nobody says: link-local, the same on every instance.
 pub const METADATA_URL: &str = "http://169.254.169.254";
 
+/// Longest duration that makes sense in `[fleet]`: longer is a slip, and none overflows a clock.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Whether this host is an instance of a cloud, and how it speaks with the provisioner.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -84,14 +87,13 @@ impl FleetConfig {
             ("notice_every", self.notice_every),
             ("leave_before_end", self.leave_before_end),
         ];
-        let zeros = durations
+        let out_of_range = durations
             .into_iter()
-            .filter(|(_, duration)| duration.is_zero())
-            .map(|(key, _)| {
-                (
-                    key,
-                    "is zero: expected a duration such as \"5s\"".to_owned(),
-                )
+            .filter(|(_, duration)| duration.is_zero() || *duration > LONGEST)
+            .map(|(key, duration)| {
+                let duration = humantime::format_duration(duration);
+                let what = format!("is `{duration}`: expected more than zero and at most a day");
+                (key, what)
             });
         let addresses = [
             ("metadata_url", self.metadata_url.as_deref()),
@@ -103,7 +105,7 @@ impl FleetConfig {
         let wrong = addresses
             .into_iter()
             .filter_map(|(key, url)| Some((key, base_url(url?).err()?)));
-        zeros
+        out_of_range
             .chain(wrong)
             .map(|(key, what)| {
                 KeyFault::new(format!("fleet.{key}"), format!("`fleet.{key}` {what}"))
@@ -150,7 +152,7 @@ mod tests {
     fn every_fault_is_said_at_once() {
         let config: FleetConfig = toml::from_str(
             "metadata = 'imds'\nmetadata_url = 'http://u:p@x'\nprovisioner = 'farm:8080'\n\
-             ask_every = '0s'\nnotice_every = '0s'",
+             ask_every = '0s'\nnotice_every = '2d'",
         )
         .unwrap();
         let said: Vec<_> = config

@@ -5,7 +5,7 @@
 //!
 //! With `fleet.metadata = "imds"` one background task, the [`agent`], learns from the metadata
 //! service which instance this is ([`imds`]), registers with the provisioner, reports what the host
-//! is doing and is told what to do ([`provisioner`]), and looks for the spot notice ([`notice`]).
+//! is doing and is told what to do ([`provisioner`]), and looks for the spot notice ([`lookout`], [`notice`]).
 //! The runs never wait for it. They tell it what they do through a [`watch`] channel, and hear of it
 //! in the same way as of a signal: a wish among the [`Requests`](crate::signals::Requests) that no
 //! job be taken, or that the job be ended. What the provisioner says is weighed in [`assignment`],
@@ -20,6 +20,7 @@ pub mod config;
 mod http;
 mod imds;
 mod job;
+mod lookout;
 mod memory;
 pub mod notice;
 mod provisioner;

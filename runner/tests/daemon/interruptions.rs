@@ -257,3 +257,36 @@ fn on_demand_nobody_looks_for_a_notice_and_nobody_for_a_rebalance_recommendation
         running.wait_for(Duration::from_secs(20)).assert_code(0);
     }
 }
+
+#[test]
+fn a_lost_job_is_said_in_time_although_the_provisioner_hangs_or_fails_at_first() {
+    for mood in [Mood::Never, Mood::Status(503), Mood::HangUp] {
+        let farm = Farm::new();
+        farm.job_task("leave_before_end = \"4s\"");
+        farm.host.write("job", "");
+        // Who waits for the next report or a backoff comes too late.
+        farm.host.write(
+            "runner.d/60-slow.toml",
+            "[fleet]\nask_every = \"1h\"\nrequest_timeout = \"1s\"\n",
+        );
+        let mut running = farm.host.start(&["run"]);
+        running.until_written("pids");
+        farm.until_activity(&mut running, "busy");
+        farm.provisioner.feel(mood);
+        let asked = farm.provisioner.requests();
+        let time = farm.imds.notice(6);
+        running.until("a report in vain", |_| farm.provisioner.requests() > asked);
+        running.until_said("the job is lost");
+        farm.provisioner.feel(Mood::Well);
+        running.until("the report of it", |_| {
+            let reports = farm.provisioner.reports();
+            reports
+                .iter()
+                .any(|report| report["lost_job"]["id"] == "17")
+        });
+        let left = time.duration_since(now());
+        assert!(left.is_positive(), "{mood:?}: {left}");
+        running.signal(Signal::SIGTERM);
+        running.wait().assert_code(0);
+    }
+}
