@@ -76,17 +76,38 @@ pub fn installed(name: &str) -> PathBuf {
 /// If it is not there, or older than its list of requirements.
 #[must_use]
 pub fn python_environment() -> PathBuf {
-    const REQUIREMENTS: &str = include_str!("../buildbot/requirements.txt");
+    environment(
+        "venv",
+        "Buildbot",
+        include_str!("../buildbot/requirements.txt"),
+    )
+}
+
+/// The one with moto.
+///
+/// # Panics
+///
+/// If it is not there, or older than its list of requirements.
+#[must_use]
+pub fn moto_environment() -> PathBuf {
+    environment(
+        "moto-venv",
+        "moto",
+        include_str!("../moto/requirements.txt"),
+    )
+}
+
+fn environment(name: &str, content: &str, requirements: &str) -> PathBuf {
     let build_dir = build_dir();
     let environment = build_dir
         .ancestors()
-        .map(|directory| directory.join("farm-tests/venv"))
+        .map(|directory| directory.join("farm-tests").join(name))
         .find(|environment| environment.exists())
-        .unwrap_or_else(|| panic!("no Python environment with Buildbot: {HINT}"));
+        .unwrap_or_else(|| panic!("no Python environment with {content}: {HINT}"));
     let installed = fs_err::read_to_string(environment.join("requirements.txt"));
     assert!(
-        installed.is_ok_and(|text| text == REQUIREMENTS),
-        "`{}` does not hold what tests/buildbot/requirements.txt asks for: {HINT}",
+        installed.is_ok_and(|text| text == requirements),
+        "`{}` does not hold what the list of requirements for {content} asks for: {HINT}",
         environment.display()
     );
     environment

@@ -11,6 +11,7 @@ use super::page::Page;
 use super::params::Params;
 use super::price::PRODUCTS;
 use super::region::{Market, Scope, not_found};
+use super::settings::Timing;
 use super::tags;
 use super::throttle;
 use super::xml::Xml;
@@ -22,9 +23,6 @@ const IDS_LIMIT: usize = 1000;
 const STATUS_IDS_LIMIT: usize = 100;
 /// "Up to the past 90 days" (`DescribeSpotPriceHistory`, EC2 API Reference).
 const HISTORY: SignedDuration = SignedDuration::from_hours(90 * 24);
-/// Status checks begin after the start; "initializing" until they have passed.
-const STATUS_CHECKS_AFTER: std::time::Duration = std::time::Duration::from_secs(60);
-
 /// `DescribeInstances`. `MaxResults` counts instances; "you cannot specify this parameter and the
 /// instance IDs parameter in the same call" (EC2 API Reference).
 pub(super) fn instances(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, ApiError> {
@@ -140,11 +138,14 @@ pub(super) fn instance_status(scope: &mut Scope<'_>, params: &Params) -> Result<
     let filters = Filters::of(params, &known)?;
     let all = params.flag("IncludeAllInstances")?;
     let asked = asked(scope, &ids)?;
-    let now = scope.now;
+    let (now, timing) = (scope.now, &scope.settings.timing);
     let found = visible(scope, &asked)
         .filter(|(_, (_, state))| all || *state == State::Running)
         .map(|(number, (instance, state))| {
-            (number, (instance, state, health(instance, state, now)))
+            (
+                number,
+                (instance, state, health(instance, state, now, timing)),
+            )
         })
         .filter(|(_, (_, state, health))| {
             filters.pass(|name| match name {
@@ -176,10 +177,12 @@ pub(super) fn instance_status(scope: &mut Scope<'_>, params: &Params) -> Result<
     Ok(xml)
 }
 
-fn health(instance: &Instance, state: State, now: Timestamp) -> &'static str {
+fn health(instance: &Instance, state: State, now: Timestamp, timing: &Timing) -> &'static str {
     match state {
         State::Running if instance.impaired => "impaired",
-        State::Running if now < later(instance.launched_at, STATUS_CHECKS_AFTER) => "initializing",
+        State::Running if now < later(instance.launched_at, timing.initializing_for) => {
+            "initializing"
+        }
         State::Running => "ok",
         State::Pending | State::ShuttingDown | State::Terminated => "not-applicable",
     }
@@ -424,7 +427,6 @@ pub(super) fn images(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, ApiE
             .text("name", &image.name)
             .text("rootDeviceType", "ebs")
             .text("rootDeviceName", "/dev/xvda")
-            .within("blockDeviceMapping", |_| {})
             .text("virtualizationType", "hvm");
         write_all_tags(xml, &image.tags);
         xml.text("hypervisor", "xen");
@@ -502,10 +504,8 @@ pub(super) fn security_groups(scope: &mut Scope<'_>, params: &Params) -> Result<
         xml.text("ownerId", scope.account)
             .text("groupId", id)
             .text("groupName", name)
-            .text("groupDescription", "of the fake EC2")
-            .text("vpcId", &vpc)
-            .within("ipPermissions", |_| {})
-            .within("ipPermissionsEgress", |_| {});
+            .text("groupDescription", format!("{name} VPC security group"))
+            .text("vpcId", &vpc);
     });
     xml.optional("nextToken", next);
     Ok(xml)

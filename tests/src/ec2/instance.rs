@@ -88,6 +88,8 @@ pub struct End {
     pub code: &'static str,
     /// The same for people.
     pub message: &'static str,
+    /// The same in the older element `reason`.
+    pub reason: &'static str,
 }
 
 /// A spot interruption: what the instance metadata shows as `spot/instance-action`.
@@ -187,7 +189,8 @@ impl Instance {
         self.end.as_ref().is_some_and(|end| end.since <= now)
     }
 
-    /// The content of an item of `instancesSet` (`Instance`, EC2 API Reference).
+    /// The content of an item of `instancesSet` (`Instance`, EC2 API Reference), without volumes and
+    /// network interfaces.
     pub(super) fn write(&self, xml: &mut Xml, state: State, now: Timestamp, timing: &Timing) {
         let dns = format!("ip-{}.ec2.internal", self.private_ip.replace('.', "-"));
         let is_there = state != State::Terminated;
@@ -198,10 +201,10 @@ impl Instance {
             .text("dnsName", "");
         let end = self.end.as_ref().filter(|end| end.since <= now);
         let reason = end.map_or(String::new(), |end| {
-            let when = end.since.strftime("%Y-%m-%d %H:%M:%S GMT");
             format!(
-                "{} ({when})",
-                end.message.rsplit(": ").next().unwrap_or_default()
+                "{} ({})",
+                end.reason,
+                end.since.strftime("%Y-%m-%d %H:%M:%S GMT")
             )
         });
         xml.text("reason", reason)
@@ -233,7 +236,6 @@ impl Instance {
         xml.text("architecture", "x86_64")
             .text("rootDeviceType", "ebs")
             .text("rootDeviceName", "/dev/xvda")
-            .within("blockDeviceMapping", |_| {})
             .text("virtualizationType", "hvm")
             .text("clientToken", &self.client_token);
         match self.capacity_type {
@@ -244,10 +246,7 @@ impl Instance {
             CapacityType::OnDemand => {}
         }
         write_tags(xml, self.visible_tags(now, timing));
-        xml.text("hypervisor", "xen")
-            .within("networkInterfaceSet", |_| {})
-            .text("ebsOptimized", false)
-            .text("enaSupport", true);
+        xml.text("hypervisor", "xen").text("ebsOptimized", false);
         if let Some(profile) = &self.profile {
             xml.within("iamInstanceProfile", |xml| {
                 xml.text("arn", profile);

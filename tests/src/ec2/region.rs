@@ -196,6 +196,7 @@ impl Region {
             terminated_at,
             code: "Client.UserInitiatedShutdown",
             message: "Client.UserInitiatedShutdown: User initiated shutdown",
+            reason: "User initiated",
         });
         self.at(terminated_at, Due::Released(number));
     }
@@ -281,6 +282,7 @@ impl Region {
                 terminated_at: notice.time,
                 code: "Server.SpotInstanceTermination",
                 message: "Server.SpotInstanceTermination: Spot instance termination",
+                reason: "Server.SpotInstanceTermination",
             });
             self.give_back_quota_and_address(number);
         }

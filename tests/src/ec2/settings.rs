@@ -119,6 +119,10 @@ pub struct Timing {
     /// `pending` until then.
     #[serde(with = "humantime_serde")]
     pub pending_for: Duration,
+    /// How long from the launch status checks say `initializing` ("Status checks for Amazon EC2
+    /// instances", EC2 User Guide: a minute or a few).
+    #[serde(with = "humantime_serde")]
+    pub initializing_for: Duration,
     /// `shutting-down` for so long.
     #[serde(with = "humantime_serde")]
     pub shutting_down_for: Duration,
@@ -146,6 +150,7 @@ impl Default for Timing {
             visible_after: Duration::from_secs(2),
             tags_visible_after: Duration::from_secs(2),
             pending_for: Duration::from_secs(10),
+            initializing_for: Duration::from_secs(60),
             shutting_down_for: Duration::from_secs(30),
             terminated_visible_for: Duration::from_secs(HOUR),
             notice_for: Duration::from_secs(120),
@@ -163,6 +168,7 @@ impl Timing {
             visible_after: Duration::ZERO,
             tags_visible_after: Duration::ZERO,
             pending_for: Duration::ZERO,
+            initializing_for: Duration::ZERO,
             shutting_down_for: Duration::ZERO,
             ..Self::default()
         }

@@ -111,6 +111,10 @@ impl Template {
             .text("createdBy", format!("arn:aws:iam::{account}:root"))
             .text("defaultVersionNumber", self.default)
             .text("latestVersionNumber", self.latest());
+    }
+
+    fn write_with_tags(&self, xml: &mut Xml, account: &str) {
+        self.write(xml, account);
         let tags = self.tags.iter();
         write_tags(xml, tags.map(|(key, value)| (key.as_str(), value.as_str())));
     }
@@ -163,7 +167,9 @@ pub(super) fn create(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, ApiE
         }
         let template = first_version(ids, *now, params, data, tags.get("launch-template"));
         let mut xml = Xml::default();
-        xml.within("launchTemplate", |xml| template.write(xml, account));
+        xml.within("launchTemplate", |xml| {
+            template.write_with_tags(xml, account)
+        });
         templates.0.insert(template.id.clone(), template);
         Ok((xml, Vec::new()))
     })
@@ -239,7 +245,9 @@ pub(super) fn modify(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, ApiE
         let wanted = params.required("SetDefaultVersion")?;
         template.default = template.version(wanted)?.0;
         let mut xml = Xml::default();
-        xml.within("launchTemplate", |xml| template.write(xml, account));
+        xml.within("launchTemplate", |xml| {
+            template.write_with_tags(xml, account)
+        });
         Ok((xml, Vec::new()))
     })
 }
@@ -284,7 +292,7 @@ pub(super) fn describe(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, Ap
     let (shown, next) = page.cut(found);
     let mut xml = Xml::default();
     xml.set("launchTemplates", shown, |xml, template| {
-        template.write(xml, scope.account);
+        template.write_with_tags(xml, scope.account);
     });
     xml.optional("nextToken", next);
     Ok(xml)
