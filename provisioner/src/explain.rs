@@ -26,6 +26,9 @@ pub fn text(pass: &Pass, only: Option<&PoolName>) -> String {
             );
         }
     }
+    for remark in &pass.world.remarks {
+        line(&mut out, format_args!("rules: {remark}"));
+    }
     for fault in &pass.faults {
         line(&mut out, format_args!("STOPPED by check: {fault}"));
     }

@@ -136,8 +136,10 @@ impl Hosts {
         let Inner { hosts, actions } = &mut *inner;
         let host = hosts.get_mut(id)?;
         let before = host.view.as_ref();
+        let fenced = |activity| activity == HostActivity::Fenced;
         let news = before.is_none_or(|view| {
-            view.activity != said.activity || view.interruption_at != said.interruption_at
+            (fenced(said.activity) && !fenced(view.activity))
+                || said.interruption_at != view.interruption_at
         });
         let registered_at = before.map_or(now, |view| view.registered_at);
         if said.lost_job.is_some() && host.lost_job != said.lost_job {

@@ -32,4 +32,5 @@ pub mod observe;
 pub mod plan;
 pub mod shortage;
 pub mod store;
+pub mod verbs;
 pub mod world;

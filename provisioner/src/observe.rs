@@ -33,6 +33,15 @@ pub struct Seen {
     pub faults: BTreeMap<Region, String>,
 }
 
+/// What the sources of demand say together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Asked {
+    /// Demand of every configured pool.
+    pub pools: BTreeMap<PoolName, PoolDemand>,
+    /// What a person should know of the rules: jobs that match none, rules that match none.
+    pub remarks: Vec<String>,
+}
+
 /// Asks all regions of the configuration at the same time.
 pub async fn look<C: Cloud>(cloud: &C, config: &Config) -> Seen {
     let regions = config.regions.keys().map(|region| async move {
@@ -86,7 +95,7 @@ pub fn world(
     config: &Config,
     seen: Seen,
     stored: Stored,
-    demand: BTreeMap<PoolName, PoolDemand>,
+    asked: Asked,
 ) -> World {
     let Seen {
         sightings,
@@ -111,7 +120,8 @@ pub fn world(
         pass,
         store: stored.id,
         now,
-        demand,
+        demand: asked.pools,
+        remarks: asked.remarks,
         instances,
         intents: stored.intents,
         regions,

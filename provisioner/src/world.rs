@@ -28,6 +28,9 @@ pub struct World {
     pub now: Timestamp,
     /// Demand of every configured pool.
     pub demand: BTreeMap<PoolName, PoolDemand>,
+    /// What a person should know of the rules: jobs that match none, rules that match none.
+    #[serde(default)]
+    pub remarks: Vec<String>,
     /// Instances of this fleet, by id.
     pub instances: Vec<Instance>,
     /// Launches that were decided and not yet answered, by id.

@@ -343,6 +343,30 @@ pub enum ActionVerb {
     Stopped,
 }
 
+impl std::fmt::Display for ActionVerb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::LaunchDecided => "launch_decided",
+            Self::Launched => "launched",
+            Self::LaunchFell => "launch_fell",
+            Self::Registered => "registered",
+            Self::Assigned => "assigned",
+            Self::EndDecided => "end_decided",
+            Self::Terminated => "terminated",
+            Self::EndFailed => "end_failed",
+            Self::Lost => "lost",
+            Self::Interrupted => "interrupted",
+            Self::JobLost => "job_lost",
+            Self::Adopted => "adopted",
+            Self::Suspected => "suspected",
+            Self::Held => "held",
+            Self::Released => "released",
+            Self::Maintained => "maintained",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
 /// Which entries of the history are wanted; all that match every field that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HistoryQuery {

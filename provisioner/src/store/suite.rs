@@ -281,6 +281,7 @@ fn world(id: u64) -> World {
                 ..PoolDemand::default()
             },
         )]),
+        remarks: Vec::new(),
         instances: vec![Instance {
             id: name("i-1"),
             offering: offering("us-east-1a"),
