@@ -3,13 +3,13 @@
 //!
 //! # Theory of operation
 //!
-//! With `fleet.metadata = "imds"` one background task, the [`agent`], learns from the metadata
-//! service which instance this is ([`imds`]), registers with the provisioner, reports what the host
-//! is doing and is told what to do ([`provisioner`]), and looks for the spot notice ([`lookout`], [`notice`]).
-//! The runs never wait for it. They tell it what they do through a [`watch`] channel, and hear of it
-//! in the same way as of a signal: a wish among the [`Requests`](crate::signals::Requests) that no
-//! job be taken, or that the job be ended. What the provisioner says is weighed in [`assignment`],
-//! what must outlive the process is kept by [`memory`], which job is at work is seen by [`job`].
+//! With `fleet.metadata = "imds"` one background task (`agent`) learns from the metadata service
+//! which instance this is (`imds`), registers with the provisioner, reports what the host is doing
+//! and is told what to do (`provisioner`), and looks for the spot notice (`lookout`, [`notice`]). The
+//! runs never wait for it. They tell it what they do through a [`watch`] channel, and hear of it in
+//! the same way as of a signal: a wish among the [`Requests`] that no job be taken, or that the job be
+//! ended. What the provisioner says is weighed in [`assignment`], what must outlive the process is
+//! kept by `memory`, which job is at work is seen by `job`.
 //!
 //! Everything outside may be slow, gone or lying: each request is bounded in time and size, and
 //! there is one at a time. A host that cannot reach anybody goes on with its work.
