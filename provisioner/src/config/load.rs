@@ -122,7 +122,6 @@ fn contradictions(config: &Config) -> Vec<KeyFault> {
         faults.extend(of_a_pool(config, name, pool));
     }
     faults.extend(of_regions(config));
-    faults.extend(of_rules(config));
     faults.extend(crate::demand::faults(config));
     let telemetry = config.telemetry.validate().into_iter();
     faults.extend(
@@ -337,35 +336,6 @@ fn of_regions(config: &Config) -> Vec<KeyFault> {
             "provisioner.cloud",
             "no region is configured: expected at least one `[regions.NAME]` with its subnets",
         ));
-    }
-    faults
-}
-
-fn of_rules(config: &Config) -> Vec<KeyFault> {
-    let mut faults = Vec::new();
-    for (index, rule) in config.rules.iter().enumerate() {
-        if let Some(pool) = &rule.pool
-            && !config.pools.contains_key(pool)
-        {
-            faults.push(KeyFault::new(
-                format!("rules[{index}].pool"),
-                format!(
-                    "`rules[{index}].pool` is `{pool}`, which is not configured: expected one of {}",
-                    listed(config.pools.keys())
-                ),
-            ));
-        }
-        if let Some(source) = &rule.source
-            && !config.sources.contains_key(source)
-        {
-            faults.push(KeyFault::new(
-                format!("rules[{index}].source"),
-                format!(
-                    "`rules[{index}].source` is `{source}`, which is not configured: expected one of {}",
-                    listed(config.sources.keys())
-                ),
-            ));
-        }
     }
     faults
 }

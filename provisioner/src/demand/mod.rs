@@ -1,8 +1,9 @@
 //! Demand: how many jobs wait and run, per pool, and how well we know it.
 //!
-//! A [`DemandSource`] asks one CI system. [`rules`] turns job names into pools. `resolve` puts the
-//! answers of all sources together into one [`PoolDemand`] for each pool, and says where they do not
-//! suffice: a source that fails or is stale holds the decision and never reads as zero.
+//! A [`DemandSource`] asks one CI system; [`observe_all`] asks all of them at once. [`rules`] turns
+//! job names into pools. [`resolve`] puts the answers of all sources together into one [`PoolDemand`]
+//! for each pool, and says where they do not suffice: a source that fails or is stale holds the
+//! decision and never reads as zero.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -13,7 +14,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{PoolName, SourceName};
 
+mod buildbot;
+mod buildkite;
+mod exec;
+mod github;
+mod http;
+mod resolve;
+pub mod rules;
 pub mod settings;
+mod source;
+mod spool;
+mod taskcluster;
+mod web;
+
+#[cfg(test)]
+mod stub;
+
+pub use buildbot::Buildbot;
+pub use buildkite::Buildkite;
+pub use exec::Exec;
+pub use github::Github;
+pub use http::Http;
+pub use resolve::{Memory, Resolved, resolve};
+pub use settings::faults;
+pub use source::{Source, Sources, observe_all};
+pub use spool::Spool;
+pub use taskcluster::Taskcluster;
 
 /// A job as a CI system shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +80,21 @@ pub struct Observation {
     pub as_of: Timestamp,
     /// What there is.
     pub work: Work,
+    /// Jobs by the name of a queue that no setting assigns to a pool. They are reported.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unassigned: BTreeMap<String, u32>,
+}
+
+impl Observation {
+    /// An answer that leaves nothing unassigned.
+    #[must_use]
+    pub fn new(as_of: Timestamp, work: Work) -> Self {
+        Self {
+            as_of,
+            work,
+            unassigned: BTreeMap::new(),
+        }
+    }
 }
 
 /// Why a source did not answer. The message names no secret.
@@ -109,22 +150,18 @@ pub struct SourceHold {
     pub reason: String,
 }
 
-/// What the settings of sources and rules contradict, each with the key to point at.
-#[must_use]
-pub fn faults(config: &crate::config::Config) -> Vec<farm_config::KeyFault> {
-    let empty = config
-        .sources
-        .iter()
-        .filter_map(|(name, source)| match source {
-            crate::config::SourceSettings::Exec(settings) if settings.command.is_empty() => {
-                Some(farm_config::KeyFault::new(
-                    format!("sources.{name}.command"),
-                    format!(
-                        "`sources.{name}.command` is empty: expected a program and its arguments"
-                    ),
-                ))
-            }
-            _ => None,
-        });
-    empty.collect()
+/// A time as people and programs write it: RFC 3339, or Unix seconds.
+fn moment(value: &serde_json::Value) -> Option<Timestamp> {
+    match value {
+        serde_json::Value::String(text) => text.parse().ok(),
+        serde_json::Value::Number(number) => {
+            let seconds = number.as_f64()?;
+            let since = jiff::SignedDuration::try_from_secs_f64(seconds).ok()?;
+            Timestamp::UNIX_EPOCH.checked_add(since).ok()
+        }
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Array(_)
+        | serde_json::Value::Object(_) => None,
+    }
 }
