@@ -5,6 +5,9 @@
 //! [`host::RunnerHost`] is a build host made of namespaces: it has its own processes, `/run`, users,
 //! host name and boot id, so that a sweep or a reboot on it cannot reach the machine.
 //!
+//! Nobody can start EC2. [`ec2`] is a fake of our own with its limits and failures, and
+//! [`services::Moto`] somebody else's, to check the first against.
+//!
 //! Nothing here skips silently: a component that is missing fails the test with the command that
 //! installs it. Only what needs root is skipped without it, and says so ([`host::have_root`]).
 

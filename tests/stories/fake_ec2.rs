@@ -7,15 +7,22 @@
 //! element and what EC2 does, and the fake is held to that instead.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
 use farm_tests::ec2::{
     FakeEc2, ImageSetting, RegionSetting, Settings, SubnetSetting, Timing, image_id,
 };
+use farm_tests::process::Process;
+use farm_tests::programs;
 use farm_tests::services::Moto;
 use reqwest::blocking::Client;
+use tempfile::TempDir;
 
 const REGION: &str = "us-east-1";
+
+/// For what is a matter of milliseconds on an idle machine.
+const SOON: Duration = Duration::from_secs(20);
 
 /// Everything else happens at once, as with moto.
 const SHUTTING_DOWN: Duration = Duration::from_secs(1);
@@ -697,4 +704,52 @@ fn instance_ids(answer: &Element) -> Vec<String> {
         return answer.all("item").into_iter().map(str::to_owned).collect();
     }
     answer.children.iter().flat_map(instance_ids).collect()
+}
+
+#[test]
+fn the_program_prints_its_address_answers_and_ends_when_asked() {
+    let directory = TempDir::with_prefix("farm-fake-ec2-").unwrap();
+    let log = directory.path().join("output");
+    let program = programs::ours("fake-ec2");
+    let settings = directory.path().join("settings.json");
+    fs_err::write(&settings, r#"{"account": "999999999999"}"#).unwrap();
+    let arguments = ["--settings", settings.to_str().unwrap()];
+    let mut process = Process::start(&program, arguments, directory.path(), &log);
+    let url = process.ready(SOON, || {
+        let output = fs_err::read_to_string(&log).unwrap();
+        output.strip_suffix('\n').map(str::to_owned).ok_or(output)
+    });
+    let cloud = Cloud::new("the program", url);
+    let answer = cloud.send("Action=DescribeImages&Owner.1=self");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.root.all("imageOwnerId"), ["999999999999"; 2]);
+    assert!(process.stop().success());
+}
+
+#[test]
+fn the_program_says_what_is_wrong_with_its_settings_or_its_arguments() {
+    let directory = TempDir::with_prefix("farm-fake-ec2-").unwrap();
+    let settings = directory.path().join("settings.json");
+    fs_err::write(&settings, r#"{"throtle": 0}"#).unwrap();
+    let settings = settings.to_str().unwrap();
+    let cases = [
+        (
+            vec!["--settings", settings],
+            78,
+            "unknown field `throtle`, expected one of",
+        ),
+        (vec!["--settings", "/nonexistent"], 78, "/nonexistent"),
+        (vec!["--prot", "80"], 64, "--prot"),
+        (vec!["--print-settings"], 0, "\"visible_after\": \"2s\""),
+    ];
+    for (arguments, code, expected) in cases {
+        let output = Command::new(programs::ours("fake-ec2"))
+            .args(&arguments)
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
 }

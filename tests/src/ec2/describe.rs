@@ -1,6 +1,6 @@
 //! The calls that only look, and `TerminateInstances`, which looks first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -46,7 +46,8 @@ pub(super) fn instances(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, A
     }
     let asked = asked(scope, &ids)?;
     let (now, timing) = (scope.now, &scope.settings.timing);
-    let found = visible(scope, &asked).filter(|(_, (instance, state))| {
+    let page = Page::of(params, 5..=IDS_LIMIT)?;
+    let found = visible(scope, &asked, page).filter(|(_, (instance, state))| {
         filters.pass(|name| match name {
             "availability-zone" => vec![instance.zone.clone()],
             "client-token" => vec![instance.client_token.clone()],
@@ -59,14 +60,10 @@ pub(super) fn instances(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, A
             "instance-state-name" => vec![state.name().to_owned()],
             "instance-type" => vec![instance.instance_type.clone()],
             "subnet-id" => vec![instance.subnet.clone()],
-            other => {
-                let tags = instance.visible_tags(now, timing);
-                let tags = tags.map(|(key, value)| (key.to_owned(), value.to_owned()));
-                tags::filter_values(&tags.collect(), other)
-            }
+            other => tags::filter_values(instance.visible_tags(now, timing), other),
         })
     });
-    let (shown, next) = Page::of(params, 5..=IDS_LIMIT)?.cut_numbered(found);
+    let (shown, next) = page.cut_numbered(found);
     let mut reservations: Vec<(&str, Vec<(&Instance, State)>)> = Vec::new();
     for (instance, state) in shown {
         match reservations.last_mut() {
@@ -107,15 +104,17 @@ fn asked(scope: &Scope<'_>, ids: &[String]) -> Result<BTreeSet<u64>, ApiError> {
     }
 }
 
+/// The instances calls see, from the first of the page on.
 fn visible<'a>(
     scope: &'a Scope<'_>,
     asked: &'a BTreeSet<u64>,
+    page: Page,
 ) -> impl Iterator<Item = (u64, (&'a Instance, State))> {
     let (now, timing) = (scope.now, &scope.settings.timing);
     scope
         .region
         .instances
-        .iter()
+        .range(page.first_number()..)
         .filter(|(number, _)| asked.is_empty() || asked.contains(number))
         .filter_map(move |(number, instance)| {
             let state = instance.visible_state(now, timing)?;
@@ -139,7 +138,8 @@ pub(super) fn instance_status(scope: &mut Scope<'_>, params: &Params) -> Result<
     let all = params.flag("IncludeAllInstances")?;
     let asked = asked(scope, &ids)?;
     let (now, timing) = (scope.now, &scope.settings.timing);
-    let found = visible(scope, &asked)
+    let page = Page::of(params, 5..=IDS_LIMIT)?;
+    let found = visible(scope, &asked, page)
         .filter(|(_, (_, state))| all || *state == State::Running)
         .map(|(number, (instance, state))| {
             (
@@ -153,7 +153,7 @@ pub(super) fn instance_status(scope: &mut Scope<'_>, params: &Params) -> Result<
                 _ => vec![(*health).to_owned()],
             })
         });
-    let (shown, next) = Page::of(params, 5..=IDS_LIMIT)?.cut_numbered(found);
+    let (shown, next) = page.cut_numbered(found);
     let mut xml = Xml::default();
     xml.set(
         "instanceStatusSet",
@@ -411,7 +411,7 @@ pub(super) fn images(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, ApiE
                 "image-id" => vec![image.id.clone()],
                 "name" => vec![image.name.clone()],
                 "state" => vec!["available".to_owned()],
-                other => tags::filter_values(&image.tags, other),
+                other => tags::filter_values(Some(&image.tags), other),
             })
     });
     let (shown, next) = Page::of(params, 1..=IDS_LIMIT)?.cut(found);
@@ -428,7 +428,7 @@ pub(super) fn images(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, ApiE
             .text("rootDeviceType", "ebs")
             .text("rootDeviceName", "/dev/xvda")
             .text("virtualizationType", "hvm");
-        write_all_tags(xml, &image.tags);
+        write_tags(xml, Some(&image.tags));
         xml.text("hypervisor", "xen");
     });
     xml.optional("nextToken", next);
@@ -563,11 +563,6 @@ pub(super) fn regions(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, Api
 
 fn vpc(region: &str) -> String {
     super::ids::named("vpc", region)
-}
-
-fn write_all_tags(xml: &mut Xml, tags: &BTreeMap<String, String>) {
-    let tags = tags.iter();
-    write_tags(xml, tags.map(|(key, value)| (key.as_str(), value.as_str())));
 }
 
 pub(super) fn unknown_image(id: &str) -> ApiError {

@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::settings::Timing;
+use super::tags::Tags;
 use super::xml::Xml;
 
 /// How capacity is bought.
@@ -172,19 +173,12 @@ impl Instance {
     }
 
     /// Its tags as calls see them.
-    pub(super) fn visible_tags(
-        &self,
-        now: Timestamp,
-        timing: &Timing,
-    ) -> impl Iterator<Item = (&str, &str)> {
+    pub(super) fn visible_tags(&self, now: Timestamp, timing: &Timing) -> Option<&Tags> {
         let are_visible = now >= later(self.launched_at, timing.tags_visible_after);
-        self.tags
-            .iter()
-            .filter(move |_| are_visible)
-            .map(|(key, value)| (key.as_str(), value.as_str()))
+        are_visible.then_some(&self.tags)
     }
 
-    /// Whether it stands in capacity and quotas.
+    /// Whether its end has begun.
     pub(super) fn is_ending(&self, now: Timestamp) -> bool {
         self.end.as_ref().is_some_and(|end| end.since <= now)
     }
@@ -256,8 +250,8 @@ impl Instance {
 }
 
 /// `tagSet`.
-pub(super) fn write_tags<'a>(xml: &mut Xml, tags: impl IntoIterator<Item = (&'a str, &'a str)>) {
-    xml.set("tagSet", tags, |xml, (key, value)| {
+pub(super) fn write_tags(xml: &mut Xml, tags: Option<&Tags>) {
+    xml.set("tagSet", tags.into_iter().flatten(), |xml, (key, value)| {
         xml.text("key", key).text("value", value);
     });
 }

@@ -408,7 +408,7 @@ impl Ec2 {
     ///
     /// # Errors
     ///
-    /// A sentence if it is no spot instance that is still there.
+    /// A sentence if it is no spot instance, ends already, or has its notice.
     pub fn interrupt(&mut self, id: &str, from: Timestamp) -> Result<(), String> {
         let settings = &self.settings;
         self.regions

@@ -50,6 +50,11 @@ impl Page {
         }
     }
 
+    /// The first number of its items, if items are known by numbers.
+    pub(super) const fn first_number(self) -> u64 {
+        self.from as u64
+    }
+
     /// Its items and the token of the next page. Items are known by their place in the list.
     pub(super) fn cut<T>(self, items: impl Iterator<Item = T>) -> (Vec<T>, Option<String>) {
         let mut rest = items.skip(self.from);
@@ -64,7 +69,7 @@ impl Page {
         self,
         items: impl Iterator<Item = (u64, T)>,
     ) -> (Vec<T>, Option<String>) {
-        let mut rest = items.skip_while(|(number, _)| *number < self.from as u64);
+        let mut rest = items.skip_while(|(number, _)| *number < self.first_number());
         let shown = rest
             .by_ref()
             .take(self.size)

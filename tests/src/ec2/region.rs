@@ -201,7 +201,8 @@ impl Region {
         self.at(terminated_at, Due::Released(number));
     }
 
-    /// Announces from `from` on that EC2 takes a spot instance back.
+    /// Announces from `from` on that EC2 takes a spot instance back. Says no to what is no spot instance,
+    /// ends already, or has its notice.
     pub(super) fn interrupt(&mut self, settings: &Settings, from: Timestamp, id: &str) -> bool {
         let Some(&number) = self.numbers.get(id) else {
             return false;
@@ -209,7 +210,8 @@ impl Region {
         let Some(instance) = self.instances.get_mut(&number) else {
             return false;
         };
-        if instance.end.is_some() || instance.capacity_type != CapacityType::Spot {
+        let is_spot = instance.capacity_type == CapacityType::Spot;
+        if !is_spot || instance.end.is_some() || instance.spot_notice.is_some() {
             return false;
         }
         let time = later(from, settings.timing.notice_for);

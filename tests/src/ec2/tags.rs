@@ -171,7 +171,10 @@ fn is_reserved(key: &str) -> bool {
 }
 
 /// What the filters `tag:KEY` and `tag-key` compare with.
-pub(super) fn filter_values(tags: &Tags, filter: &str) -> Vec<String> {
+pub(super) fn filter_values(tags: Option<&Tags>, filter: &str) -> Vec<String> {
+    let Some(tags) = tags else {
+        return Vec::new();
+    };
     match filter.strip_prefix("tag:") {
         Some(key) => tags.get(key).cloned().into_iter().collect(),
         None if filter == "tag-key" => tags.keys().cloned().collect(),

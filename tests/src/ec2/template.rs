@@ -115,8 +115,7 @@ impl Template {
 
     fn write_with_tags(&self, xml: &mut Xml, account: &str) {
         self.write(xml, account);
-        let tags = self.tags.iter();
-        write_tags(xml, tags.map(|(key, value)| (key.as_str(), value.as_str())));
+        write_tags(xml, Some(&self.tags));
     }
 
     fn write_version(&self, xml: &mut Xml, account: &str, number: u64, version: &Version) {
@@ -285,7 +284,7 @@ pub(super) fn describe(scope: &mut Scope<'_>, params: &Params) -> Result<Xml, Ap
     let found = templates.0.values().filter(is_named).filter(|template| {
         filters.pass(|name| match name {
             "launch-template-name" => vec![template.name.clone()],
-            other => tags::filter_values(&template.tags, other),
+            other => tags::filter_values(Some(&template.tags), other),
         })
     });
     let page = Page::of(params, 1..=200)?;

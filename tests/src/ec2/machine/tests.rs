@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::ec2::settings::{Timing, image_id, subnet_id};
 
@@ -648,6 +650,10 @@ fn an_interruption_is_announced_two_minutes_before_the_end() {
     world.pass(60);
     let from = world.now + SignedDuration::from_secs(30);
     world.ec2.interrupt(&id, from).unwrap();
+    assert!(
+        world.ec2.interrupt(&id, world.now).is_err(),
+        "there is one notice"
+    );
     world.pass(29);
     assert_eq!(world.ec2.spot_notice(world.now, &id), None);
     world.pass(1);
@@ -1028,4 +1034,144 @@ fn a_foreign_instance_is_simply_there() {
     world.terminate(std::slice::from_ref(&id)).unwrap();
     world.pass(31);
     assert_eq!(world.state(&id), Some(State::Terminated));
+}
+
+/// What can happen to a fleet of machines.
+#[derive(Clone, Debug)]
+enum Step {
+    Launch {
+        count: u32,
+        on_demand: bool,
+        token: u8,
+    },
+    Terminate {
+        which: usize,
+    },
+    Interrupt {
+        which: usize,
+        after: i64,
+    },
+    Pass {
+        seconds: i64,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1..5_u32, any::<bool>(), 0..6_u8).prop_map(|(count, on_demand, token)| Step::Launch {
+            count,
+            on_demand,
+            token
+        }),
+        any::<usize>().prop_map(|which| Step::Terminate { which }),
+        (any::<usize>(), 0..300_i64).prop_map(|(which, after)| Step::Interrupt { which, after }),
+        (0..200_i64).prop_map(|seconds| Step::Pass { seconds }),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: machines, addresses and vCPUs that are not free belong to instances that are
+    /// not terminated, a token launches once, and nothing grows beyond what there is.
+    #[test]
+    fn nothing_is_lost_or_made_from_nothing(steps in proptest::collection::vec(step(), 1..60)) {
+        let mut world = World::new(Settings {
+            capacity: 4,
+            spot_vcpus: 12,
+            throttle: 0.0,
+            ..Settings::default()
+        });
+        world.template();
+        let mut launched_by_token = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Launch { count, on_demand, token } => {
+                    let kind = if on_demand { "OnDemand" } else { "Spot" };
+                    let more = format!(
+                        "&TargetCapacitySpecification.{kind}TargetCapacity={count}&ClientToken={token}"
+                    );
+                    // A token that was used for something else is a mismatch, which launches nothing.
+                    let before = world.ec2.instances().count();
+                    match world.call(&fleet(count, &more)) {
+                        Ok(answer) => {
+                            let ids = texts(&answer, "instanceIds");
+                            let is_new = !launched_by_token.contains_key(&token);
+                            let expected = before + if is_new { ids.len() } else { 0 };
+                            prop_assert_eq!(world.ec2.instances().count(), expected);
+                            prop_assert_eq!(launched_by_token.entry(token).or_insert_with(|| ids.clone()), &ids);
+                        }
+                        Err(error) => {
+                            prop_assert_eq!(error.code, "IdempotentParameterMismatch");
+                            prop_assert_eq!(world.ec2.instances().count(), before);
+                        }
+                    }
+                }
+                Step::Terminate { which } => {
+                    let ids: Vec<_> = world.ec2.instances().map(|instance| instance.id.clone()).collect();
+                    if !ids.is_empty() {
+                        // Too young to be visible, or long forgotten: a refusal that changes nothing.
+                        drop(world.terminate(&ids[which % ids.len()..][..1]));
+                    }
+                }
+                Step::Interrupt { which, after } => {
+                    let ids: Vec<_> = world.ec2.instances().map(|instance| instance.id.clone()).collect();
+                    if !ids.is_empty() {
+                        let from = world.now + SignedDuration::from_secs(after);
+                        drop(world.ec2.interrupt(&ids[which % ids.len()], from));
+                    }
+                }
+                Step::Pass { seconds } => world.pass(seconds),
+            }
+            world.ec2.settle(world.now);
+            check_books(&world)?;
+        }
+    }
+}
+
+fn check_books(world: &World) -> Result<(), TestCaseError> {
+    let Some(region) = world.ec2.regions.values().next() else {
+        return Ok(());
+    };
+    let settings = world.ec2.settings();
+    let is_held = |instance: &&Instance| {
+        let state = instance.state(world.now, &settings.timing);
+        !matches!(state, None | Some(State::Terminated))
+    };
+    let is_taken_back = |instance: &&Instance| {
+        let end = instance.end.as_ref();
+        end.is_some_and(|end| {
+            end.code == "Server.SpotInstanceTermination" && end.terminated_at <= world.now
+        })
+    };
+    for capacity_type in [CapacityType::Spot, CapacityType::OnDemand] {
+        let quota = match capacity_type {
+            CapacityType::Spot => settings.spot_vcpus,
+            CapacityType::OnDemand => settings.on_demand_vcpus,
+        };
+        let of_type = |instance: &&Instance| instance.capacity_type == capacity_type;
+        let held = region.instances.values().filter(of_type).filter(is_held);
+        let vcpus: u32 = held.map(|instance| instance.vcpus).sum();
+        prop_assert_eq!(region.free_vcpus(capacity_type), quota - vcpus);
+        for zone in ["us-east-1a", "us-east-1b"] {
+            let here = region
+                .instances
+                .values()
+                .filter(of_type)
+                .filter(|instance| instance.zone == zone);
+            let gone = here.filter(|instance| is_held(instance) || is_taken_back(instance));
+            let pool = Pool {
+                instance_type: "c5.large".to_owned(),
+                zone: zone.to_owned(),
+                capacity_type,
+            };
+            prop_assert_eq!(region.free(settings, &pool) as usize, 4 - gone.count());
+        }
+    }
+    for (id, subnet) in &region.subnets {
+        let here = region
+            .instances
+            .values()
+            .filter(|instance| instance.subnet == *id);
+        prop_assert_eq!(subnet.free as usize, 4091 - here.filter(is_held).count());
+    }
+    Ok(())
 }
