@@ -112,6 +112,7 @@ fn a_host_takes_builds_is_swept_reboots_when_it_must_and_every_attempt_is_record
     let all: Vec<&str> = JOBS.concat();
     let records = farm.records();
     farm.assert_builds_are_good_but_the_failing_one(&all);
+    farm.assert_the_worker_said_when_the_last_build_began();
     assert_jobs_are_those_of_the_master(&records, &farm.master.finished().unwrap());
     assert_each_run_keeps_the_order(&records, all.len());
     assert_what_jobs_left_is_ended(&records, &all);
@@ -262,6 +263,12 @@ path = {events}
     }
 
     /// Every record the host made: its file of JSON lines, which is written without a network.
+    /// Real workers name the builder when its build begins; the host keeps what the last one wrote.
+    fn assert_the_worker_said_when_the_last_build_began(&self) {
+        let output = self.host.place.read("state/output/50-buildbot-worker");
+        assert!(output.contains("a build of `good` begins\n"), "{output}");
+    }
+
     fn records(&self) -> Vec<Record> {
         self.host
             .place

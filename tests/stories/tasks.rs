@@ -463,6 +463,39 @@ fn a_build_is_reported_by_name_result_number_and_page() {
 }
 
 #[test]
+fn a_build_that_begins_is_named_before_it_ends() {
+    if !have_root() {
+        return;
+    }
+    let bench = buildbot(
+        "echo 'Linux64 böild' >&4; looks=0\n\
+         until grep -q '^taken.name=Linux64 böild$' ../../output; do\n\
+         looks=$((looks + 1)); [ $looks -lt 2000 ] || exit 5; sleep 0.01; done\n\
+         echo '{\"builder\": \"Linux64 böild\", \"number\": 17, \"results\": 0}' >last_job.json",
+    );
+    let ended = bench.run("50-buildbot-worker");
+    assert_eq!(ended.code, Some(0), "{}", ended.words);
+    assert_eq!(
+        ended.reported,
+        "taken.name=Linux64 böild\njob.name=Linux64 böild\njob.result=success\njob.id=17\n"
+    );
+    // What is no name is cut down to one, and what never ends is not waited for.
+    for (said, name) in [
+        (
+            "printf 'a\\nsweep.verdict=clean\\033[2J\\n' >&4",
+            "asweep.verdict=clean[2J",
+        ),
+        ("yes x >&4 2>/dev/null || :", "xxx"),
+    ] {
+        let ended = buildbot(said).run("50-buildbot-worker");
+        assert_eq!(ended.code, Some(0), "{}", ended.words);
+        let taken = ended.reported.strip_prefix("taken.name=").expect("a name");
+        assert_eq!(taken.lines().count(), 1, "{taken}");
+        assert!(taken.starts_with(name) && taken.len() < 260, "{taken}");
+    }
+}
+
+#[test]
 fn a_forged_job_is_not_believed_and_does_not_take_a_second_one() {
     if !have_root() {
         return;
