@@ -138,6 +138,9 @@ pub struct LocalSettings {
     pub forward: Vec<SocketAddr>,
     /// Directories an instance with namespaces may write besides its own; all else is read-only.
     pub writable: Vec<PathBuf>,
+    /// From the wish that an instance ends to its death.
+    #[serde(with = "humantime_serde")]
+    pub grace_period: Duration,
 }
 
 impl Default for LocalSettings {
@@ -150,6 +153,8 @@ impl Default for LocalSettings {
             isolation: Isolation::Auto,
             forward: Vec::new(),
             writable: Vec::new(),
+            // More than `runner` takes to stop: the grace period of a task (10 s) and of its hook.
+            grace_period: Duration::from_secs(60),
         }
     }
 }

@@ -1,0 +1,471 @@
+//! The market file: what the local cloud sells, at which price, how much of it, and what it takes back.
+//!
+//! Everything here is a function of the file and a time. `docs/local-cloud.md` has the reference.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use farm_config::{Fault, KeyFault, OtherTables, Schema, Section, Source};
+use jiff::Timestamp;
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::allocate::{Shelf, Stock};
+use super::disk::{IMAGE, Meta, POOL};
+use crate::cloud::{CapacityType, Offering, OfferingKey};
+use crate::ids::{ImageName, InstanceType, PoolName, Region, Zone};
+use crate::money::Money;
+
+/// What a market without a file sells of each type in its one zone.
+const DEFAULT_CAPACITY: u32 = 64;
+/// At this price per hour: a cent.
+const DEFAULT_PRICE: Money = Money::from_micros(10_000);
+
+/// As long before the end as EC2 says it.
+const NOTICE: Duration = Duration::from_secs(120);
+
+/// What there is to buy, and what is taken back.
+#[derive(Clone, Debug)]
+pub(super) struct Market {
+    /// `None`: the market without a file.
+    offerings: Option<Vec<OfferingSettings>>,
+    quotas: BTreeMap<Region, QuotaSettings>,
+    interruptions: Vec<InterruptionSettings>,
+    notice: Duration,
+    start: Timestamp,
+}
+
+/// `[market]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct MarketSettings {
+    /// From when on prices walk; none: when the file was written.
+    start: Option<Timestamp>,
+    /// How long before it takes an instance back the cloud says so.
+    #[serde(with = "humantime_serde")]
+    notice: Duration,
+}
+
+impl Default for MarketSettings {
+    fn default() -> Self {
+        Self {
+            start: None,
+            notice: NOTICE,
+        }
+    }
+}
+
+/// `[quota.REGION]`: instances the account may have at once.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct QuotaSettings {
+    spot: Option<u32>,
+    on_demand: Option<u32>,
+}
+
+/// `[[offerings]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfferingSettings {
+    #[serde(default = "default_region")]
+    region: Region,
+    zone: Zone,
+    #[serde(rename = "type")]
+    instance_type: InstanceType,
+    #[serde(default)]
+    capacity_type: CapacityType,
+    price: Price,
+    capacity: u32,
+}
+
+/// `[[interruptions]]`: which instances are taken back, and when. All keys that are set must fit.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InterruptionSettings {
+    #[serde(default)]
+    at: Option<Timestamp>,
+    #[serde(default, with = "humantime_serde")]
+    age: Option<Duration>,
+    #[serde(default)]
+    region: Option<Region>,
+    #[serde(default)]
+    zone: Option<Zone>,
+    #[serde(default, rename = "type")]
+    instance_type: Option<InstanceType>,
+    #[serde(default)]
+    pool: Option<PoolName>,
+    #[serde(default)]
+    image: Option<ImageName>,
+}
+
+/// The region of who names none.
+pub(super) fn default_region() -> Region {
+    Region::parse("local").expect("made of plain characters")
+}
+
+/// A price that stays, or steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Price(Vec<PriceStep>);
+
+/// From `after` on it is `price`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PriceStep {
+    #[serde(with = "humantime_serde")]
+    after: Duration,
+    price: Money,
+}
+
+impl Price {
+    /// The price `time` after the start, and how long before that it became so.
+    fn at(&self, time: Duration) -> (Money, Duration) {
+        let step = self.0.iter().rev().find(|step| step.after <= time);
+        let step = step.or_else(|| self.0.first());
+        step.map_or((Money::ZERO, Duration::ZERO), |step| {
+            (step.price, step.after)
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Price {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PriceVisitor)
+    }
+}
+
+struct PriceVisitor;
+
+impl<'de> Visitor<'de> for PriceVisitor {
+    type Value = Price;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("dollars per hour, or a list such as [{ after = \"0s\", price = 0.01 }]")
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, dollars: f64) -> Result<Price, E> {
+        let price = Money::from_dollars(dollars).map_err(E::custom)?;
+        let after = Duration::ZERO;
+        Ok(Price(vec![PriceStep { after, price }]))
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "what is so large is refused as a price"
+    )]
+    fn visit_i64<E: serde::de::Error>(self, dollars: i64) -> Result<Price, E> {
+        self.visit_f64(dollars as f64)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Price, A::Error> {
+        let mut steps: Vec<PriceStep> = Vec::new();
+        while let Some(step) = items.next_element::<PriceStep>()? {
+            let begins = steps.last().map(|last| last.after);
+            let is_next = begins.map_or(step.after.is_zero(), |last| last < step.after);
+            if !is_next {
+                return Err(A::Error::custom(
+                    "the steps of a price must begin with `after = \"0s\"`, each later than the one before",
+                ));
+            }
+            steps.push(step);
+        }
+        if steps.is_empty() {
+            return Err(A::Error::invalid_length(0, &self));
+        }
+        Ok(Price(steps))
+    }
+}
+
+const SCHEMA: Schema = Schema {
+    default_path: "",
+    sections: &[
+        Section::one::<MarketSettings>("market"),
+        Section::named::<QuotaSettings>("quota", "region"),
+        Section::list::<OfferingSettings>("offerings"),
+        Section::list::<InterruptionSettings>("interruptions"),
+    ],
+    other_tables: OtherTables::Refused,
+};
+
+impl Market {
+    /// The market without a file: each region sells every type in one zone, `REGION-a`.
+    pub(super) fn unlimited() -> Self {
+        Self {
+            offerings: None,
+            quotas: BTreeMap::new(),
+            interruptions: Vec::new(),
+            notice: NOTICE,
+            start: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// The market in this file, which was written at `written`.
+    ///
+    /// # Errors
+    /// All faults, each with its line.
+    pub(super) fn read(source: Source, written: Timestamp) -> Result<Self, Vec<Fault>> {
+        let document = SCHEMA.read(vec![source])?;
+        let market = document.typed(|tables| {
+            let settings = tables.one::<MarketSettings>("market");
+            let quotas = tables.named::<QuotaSettings>("quota");
+            let market = Self {
+                offerings: Some(tables.list("offerings")),
+                quotas: quotas
+                    .iter()
+                    .filter_map(|(region, quota)| {
+                        Some((Region::parse(region).ok()?, quota.clone()))
+                    })
+                    .collect(),
+                interruptions: tables.list("interruptions"),
+                notice: settings.notice,
+                start: settings.start.unwrap_or(written),
+            };
+            (market, quotas)
+        });
+        let (market, quotas) = market?;
+        let mut faults = market.contradictions();
+        faults.extend(quotas.keys().filter_map(|region| {
+            let fault = Region::parse(region).err()?;
+            Some(KeyFault::new(format!("quota.{region}"), fault.to_string()))
+        }));
+        document.agree(faults)?;
+        Ok(market)
+    }
+
+    fn contradictions(&self) -> Vec<KeyFault> {
+        let mut faults = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (index, offering) in self.offerings.iter().flatten().enumerate() {
+            let key = offering.key();
+            if !seen.insert(key.clone()) {
+                faults.push(KeyFault::new(
+                    format!("offerings[{index}]"),
+                    format!(
+                        "`offerings[{index}]` sells {} in {} as {} once more: expected each once",
+                        key.instance_type, key.zone, key.capacity_type
+                    ),
+                ));
+            }
+        }
+        for (index, interruption) in self.interruptions.iter().enumerate() {
+            if interruption.at.is_some() == interruption.age.is_some() {
+                faults.push(KeyFault::new(
+                    format!("interruptions[{index}]"),
+                    format!("`interruptions[{index}]`: expected either `at` or `age`"),
+                ));
+            }
+        }
+        faults
+    }
+
+    /// How long before it takes an instance back it says so.
+    pub(super) fn notice(&self) -> Duration {
+        self.notice
+    }
+
+    /// What `region` sells of `types` at `now`.
+    pub(super) fn offerings(
+        &self,
+        region: &Region,
+        types: &BTreeSet<InstanceType>,
+        now: Timestamp,
+    ) -> Vec<Offering> {
+        let Some(offerings) = &self.offerings else {
+            return unlimited(region, types, now);
+        };
+        let walked = self.walked(now);
+        offerings
+            .iter()
+            .filter(|offering| {
+                offering.region == *region && types.contains(&offering.instance_type)
+            })
+            .map(|offering| {
+                let (price, since) = offering.price.at(walked);
+                let as_of = self
+                    .start
+                    .checked_add(jiff::SignedDuration::try_from(since).unwrap_or_default());
+                Offering {
+                    key: offering.key(),
+                    price,
+                    as_of: as_of.unwrap_or(now).min(now),
+                }
+            })
+            .collect()
+    }
+
+    /// What is left at `now` of the offerings `wanted`, when `used` run.
+    pub(super) fn shelf(
+        &self,
+        region: &Region,
+        capacity_type: CapacityType,
+        wanted: &BTreeSet<InstanceType>,
+        used: &BTreeMap<OfferingKey, u32>,
+        now: Timestamp,
+    ) -> Shelf {
+        let stock = self.offerings(region, wanted, now).into_iter();
+        let stock = stock.map(|offering| {
+            let taken = used.get(&offering.key).copied().unwrap_or_default();
+            let free = self.capacity(&offering.key).saturating_sub(taken);
+            let price = offering.price;
+            (offering.key, Stock { price, free })
+        });
+        let quota = self
+            .quotas
+            .get(region)
+            .and_then(|quota| match capacity_type {
+                CapacityType::Spot => quota.spot,
+                CapacityType::OnDemand => quota.on_demand,
+            });
+        let in_quota = used
+            .iter()
+            .filter(|(key, _)| key.region == *region && key.capacity_type == capacity_type);
+        let in_quota = in_quota.map(|(_, count)| count).sum();
+        Shelf {
+            stock: stock.collect(),
+            quota: quota.map(|quota| quota.saturating_sub(in_quota)),
+        }
+    }
+
+    fn capacity(&self, key: &OfferingKey) -> u32 {
+        let Some(offerings) = &self.offerings else {
+            return DEFAULT_CAPACITY;
+        };
+        let offering = offerings.iter().find(|offering| offering.key() == *key);
+        offering.map_or(0, |offering| offering.capacity)
+    }
+
+    /// When the cloud takes this instance back, if it will.
+    pub(super) fn interruption(&self, instance: &Meta) -> Option<Timestamp> {
+        if !instance.is_spot() {
+            return None;
+        }
+        let rules = self.interruptions.iter();
+        rules.filter_map(|rule| rule.takes(instance)).min()
+    }
+
+    /// Time since the prices began to walk; zero if the clock stepped back.
+    fn walked(&self, now: Timestamp) -> Duration {
+        Duration::try_from(now.duration_since(self.start)).unwrap_or_default()
+    }
+}
+
+fn unlimited(region: &Region, types: &BTreeSet<InstanceType>, now: Timestamp) -> Vec<Offering> {
+    let zone = Zone::parse(&format!("{region}-a"));
+    let both = [CapacityType::Spot, CapacityType::OnDemand];
+    let offered = zone.into_iter().flat_map(|zone| {
+        types.iter().flat_map(move |instance_type| {
+            let zone = zone.clone();
+            both.map(move |capacity_type| Offering {
+                key: OfferingKey {
+                    region: region.clone(),
+                    zone: zone.clone(),
+                    instance_type: instance_type.clone(),
+                    capacity_type,
+                },
+                price: DEFAULT_PRICE,
+                as_of: now,
+            })
+        })
+    });
+    offered.collect()
+}
+
+impl OfferingSettings {
+    fn key(&self) -> OfferingKey {
+        OfferingKey {
+            region: self.region.clone(),
+            zone: self.zone.clone(),
+            instance_type: self.instance_type.clone(),
+            capacity_type: self.capacity_type,
+        }
+    }
+}
+
+impl InterruptionSettings {
+    /// When this rule takes `instance` back, if it does.
+    fn takes(&self, instance: &Meta) -> Option<Timestamp> {
+        fn fits<T: PartialEq<U>, U: ?Sized>(wanted: Option<&T>, is: &U) -> bool {
+            wanted.is_none_or(|wanted| wanted == is)
+        }
+        let offering = &instance.offering;
+        let tag = |name| instance.tag(name).unwrap_or_default();
+        let fits = fits(self.region.as_ref(), &offering.region)
+            && fits(self.zone.as_ref(), &offering.zone)
+            && fits(self.instance_type.as_ref(), &offering.instance_type)
+            && self
+                .pool
+                .as_ref()
+                .is_none_or(|pool| pool.as_str() == tag(POOL))
+            && self
+                .image
+                .as_ref()
+                .is_none_or(|image| image.as_str() == tag(IMAGE));
+        let at = self.at.or_else(|| {
+            let age = jiff::SignedDuration::try_from(self.age?).ok()?;
+            instance.launched_at.checked_add(age).ok()
+        })?;
+        // What is launched after the hour is not meant.
+        (fits && at > instance.launched_at).then_some(at)
+    }
+}
+
+/// A market that is read again when its file changes.
+#[derive(Debug)]
+pub(super) struct MarketFile {
+    path: Option<std::path::PathBuf>,
+    read: Option<(Stamp, Result<Market, String>)>,
+}
+
+/// What tells one content of a file from another without reading it.
+type Stamp = (SystemTime, u64, u64);
+
+impl MarketFile {
+    pub(super) fn new(path: Option<&Path>) -> Self {
+        Self {
+            path: path.map(Path::to_owned),
+            read: None,
+        }
+    }
+
+    /// The market as it is now.
+    ///
+    /// # Errors
+    /// Every fault of the file, one on each line.
+    pub(super) fn market(&mut self) -> Result<&Market, String> {
+        let stamp = match &self.path {
+            None => (SystemTime::UNIX_EPOCH, 0, 0),
+            Some(path) => stamp(path).map_err(|error| error.to_string())?,
+        };
+        if self.read.as_ref().is_none_or(|(read, _)| *read != stamp) {
+            let market = match &self.path {
+                None => Ok(Market::unlimited()),
+                Some(path) => read(path, stamp.0),
+            };
+            self.read = Some((stamp, market));
+        }
+        match &self.read {
+            Some((_, Ok(market))) => Ok(market),
+            Some((_, Err(faults))) => Err(faults.clone()),
+            None => unreachable!("it was read right before"),
+        }
+    }
+}
+
+fn stamp(path: &Path) -> io::Result<Stamp> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = fs_err::metadata(path)?;
+    Ok((metadata.modified()?, metadata.len(), metadata.ino()))
+}
+
+fn read(path: &Path, written: SystemTime) -> Result<Market, String> {
+    let written = Timestamp::try_from(written).unwrap_or(Timestamp::UNIX_EPOCH);
+    Source::read(path)
+        .map_err(|fault| vec![fault])
+        .and_then(|source| Market::read(source, written))
+        .map_err(|faults| {
+            let lines: Vec<String> = faults.iter().map(Fault::to_string).collect();
+            lines.join("\n")
+        })
+}
