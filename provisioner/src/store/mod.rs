@@ -23,15 +23,30 @@ use crate::world::{
     Shortage, ShortageKey, World,
 };
 
+mod any;
 mod changes;
 mod packed;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod rows;
 pub mod sql;
 pub mod sqlite;
 #[cfg(any(test, feature = "store-suite"))]
 pub mod suite;
 
+pub use any::{AnyStore, open};
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
+
+/// Whether a store that is not there is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Made: by the provisioner itself.
+    Make,
+    /// Refused: by those who only look, or change what is there.
+    Refuse,
+}
 
 /// A period in which one provisioner led. Larger is later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

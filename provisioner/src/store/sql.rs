@@ -246,6 +246,12 @@ pub trait Backend: fmt::Debug + Send + Sync + Sized {
 
     /// Whether what makes this store the leader is still there. The term is checked apart from it.
     fn holds_lead(&self) -> impl Future<Output = Result<bool, Fault>> + Send;
+
+    /// `work`, given up where a database may never answer.
+    fn bounded<T: Send>(
+        &self,
+        work: impl Future<Output = Result<T, Fault>> + Send,
+    ) -> impl Future<Output = Result<T, Fault>> + Send;
 }
 
 /// A store in a database.
@@ -443,8 +449,12 @@ impl<B: Backend> SqlStore<B> {
         Ok(self.backend.holds_lead().await? && self.last_term().await? == term)
     }
 
-    fn told<T>(&self, result: Result<T, Fault>) -> Result<T, StoreError> {
-        result.map_err(|fault| self.backend.explain(fault))
+    async fn told<T: Send>(
+        &self,
+        work: impl Future<Output = Result<T, Fault>> + Send,
+    ) -> Result<T, StoreError> {
+        let done = self.backend.bounded(work).await;
+        done.map_err(|fault| self.backend.explain(fault))
     }
 }
 
@@ -455,29 +465,42 @@ pub(super) fn only<T>(rows: Vec<T>) -> Result<T, StoreError> {
         .ok_or_else(|| StoreError::Damaged("the table `store` is empty: expected one row".into()))
 }
 
+/// What an error of the driver means, which is none of the database: a row that is not what was
+/// written, or a connection that broke.
+pub(super) fn explain_driver(place: &str, error: &sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::ColumnNotFound(_)
+        | sqlx::Error::ColumnIndexOutOfBounds { .. }
+        | sqlx::Error::TypeNotFound { .. } => StoreError::Damaged(format!("`{place}`: {error}")),
+        _ => StoreError::Unavailable(format!("`{place}`: {error}")),
+    }
+}
+
 impl<B: Backend> Store for SqlStore<B> {
     async fn lead(&self) -> Result<Option<Term>, StoreError> {
-        self.told(self.backend.lead(self).await)
+        self.told(self.backend.lead(self)).await
     }
 
     async fn leads(&self, term: Term) -> Result<bool, StoreError> {
-        self.told(self.is_leader(term).await)
+        self.told(self.is_leader(term)).await
     }
 
     async fn begin_pass(&self, term: Term) -> Result<PassId, StoreError> {
-        self.told(self.next_pass(term).await)
+        self.told(self.next_pass(term)).await
     }
 
     async fn stored(&self, now: Timestamp) -> Result<Stored, StoreError> {
-        self.told(self.read_stored(now).await)
+        self.told(self.read_stored(now)).await
     }
 
     async fn commit(&self, term: Option<Term>, changes: Vec<Change>) -> Result<(), StoreError> {
-        self.told(self.write(term, changes).await)
+        self.told(self.write(term, changes)).await
     }
 
     async fn registration(&self, id: &InstanceId) -> Result<Option<Registration>, StoreError> {
-        self.told(self.read_registration(id).await)
+        self.told(self.read_registration(id)).await
     }
 
     async fn register(
@@ -486,18 +509,18 @@ impl<B: Backend> Store for SqlStore<B> {
         key: &str,
         now: Timestamp,
     ) -> Result<Option<String>, StoreError> {
-        self.told(self.write_registration(id, key, now).await)
+        self.told(self.write_registration(id, key, now)).await
     }
 
     async fn passes(&self, limit: u32) -> Result<Vec<PassSummary>, StoreError> {
-        self.told(self.read_passes(limit).await)
+        self.told(self.read_passes(limit)).await
     }
 
     async fn pass(&self, id: PassId) -> Result<Option<Pass>, StoreError> {
-        self.told(self.read_pass(id).await)
+        self.told(self.read_pass(id)).await
     }
 
     async fn history(&self, query: &HistoryQuery) -> Result<Vec<Action>, StoreError> {
-        self.told(self.read_history(query).await)
+        self.told(self.read_history(query)).await
     }
 }

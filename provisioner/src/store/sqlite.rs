@@ -5,6 +5,7 @@
 //! the lock back when the process ends, however it ends. The directory itself is locked while the
 //! file is made or migrated.
 
+use std::future::Future;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::sql::{Backend, Connection as _, Fault, SqlStore, only, speak_sql};
-use super::{StoreError, Term};
+use super::{Missing, StoreError, Term};
 
 /// The store's file in its directory.
 pub const FILE: &str = "provisioner.sqlite";
@@ -58,15 +59,6 @@ speak_sql!(
      heard_at = excluded.heard_at, activity = excluded.activity, since = excluded.since, \
      job = excluded.job, runs = excluded.runs, interruption_at = excluded.interruption_at"
 );
-
-/// Whether a store that is not there is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Missing {
-    /// Made: by the provisioner itself.
-    Make,
-    /// Refused: by those who only look, or change what is there.
-    Refuse,
-}
 
 /// The file, and the lock beside it.
 #[derive(Debug)]
@@ -345,7 +337,7 @@ impl Backend for Sqlite {
                 StoreError::Unavailable(format!("`{file}`: {error}"))
             }
             Some(_) => StoreError::Damaged(format!("`{file}`: {error}")),
-            None => undatabased(&file, &error),
+            None => super::sql::explain_driver(&file.to_string(), &error),
         }
     }
 
@@ -369,18 +361,13 @@ impl Backend for Sqlite {
     async fn holds_lead(&self) -> Result<bool, Fault> {
         Ok(self.lead.lock().await.is_some())
     }
-}
 
-/// What is no error of the database: a row that cannot be read, or a connection that broke.
-fn undatabased(file: &dyn std::fmt::Display, error: &sqlx::Error) -> StoreError {
-    match error {
-        sqlx::Error::Decode(_)
-        | sqlx::Error::ColumnDecode { .. }
-        | sqlx::Error::ColumnNotFound(_)
-        | sqlx::Error::ColumnIndexOutOfBounds { .. } => {
-            StoreError::Damaged(format!("`{file}`: {error}"))
-        }
-        _ => StoreError::Unavailable(format!("`{file}`: {error}")),
+    /// SQLite gives up by itself, after its busy timeout.
+    async fn bounded<T: Send>(
+        &self,
+        work: impl Future<Output = Result<T, Fault>> + Send,
+    ) -> Result<T, Fault> {
+        work.await
     }
 }
 

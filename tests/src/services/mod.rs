@@ -1,5 +1,5 @@
-//! The services of the stories: Buildbot, two time-series databases, a syslog daemon, and moto as
-//! another opinion about EC2.
+//! The services of the stories: Buildbot, two time-series databases, a syslog daemon,
+//! PostgreSQL, and moto as another opinion about EC2.
 //!
 //! Each has `start` (a private directory and ports), and the databases and the syslog daemon also
 //! `stop` and `start_again`, which keeps ports and data: a service that was down for a while.
@@ -7,12 +7,14 @@
 mod buildbot;
 mod influxdb;
 mod moto;
+mod postgres;
 mod rsyslog;
 mod victoria_metrics;
 
 pub use buildbot::{Build, Buildbot, Settings};
 pub use influxdb::InfluxDb;
 pub use moto::Moto;
+pub use postgres::Postgres;
 pub use rsyslog::Rsyslog;
 pub use victoria_metrics::{Series, VictoriaMetrics};
 
