@@ -144,13 +144,13 @@ pub(super) fn instance_status(scope: &mut Scope<'_>, params: &Params) -> Result<
         .map(|(number, (instance, state))| {
             (
                 number,
-                (instance, state, health(instance, state, now, timing)),
+                (instance, state, Health::of(instance, state, now, timing)),
             )
         })
         .filter(|(_, (_, state, health))| {
             filters.pass(|name| match name {
                 "instance-state-name" => vec![state.name().to_owned()],
-                _ => vec![(*health).to_owned()],
+                _ => vec![health.name().to_owned()],
             })
         });
     let (shown, next) = page.cut_numbered(found);
@@ -162,13 +162,15 @@ pub(super) fn instance_status(scope: &mut Scope<'_>, params: &Params) -> Result<
             xml.text("instanceId", &instance.id)
                 .text("availabilityZone", &instance.zone);
             state.write(xml, "instanceState");
-            let detail = if health == "ok" { "passed" } else { health };
             for check in ["systemStatus", "instanceStatus"] {
                 xml.within(check, |xml| {
-                    xml.text("status", health)
-                        .set("details", [detail], |xml, detail| {
+                    xml.text("status", health.name()).set(
+                        "details",
+                        health.detail(),
+                        |xml, detail| {
                             xml.text("name", "reachability").text("status", detail);
-                        });
+                        },
+                    );
                 });
             }
         },
@@ -177,14 +179,43 @@ pub(super) fn instance_status(scope: &mut Scope<'_>, params: &Params) -> Result<
     Ok(xml)
 }
 
-fn health(instance: &Instance, state: State, now: Timestamp, timing: &Timing) -> &'static str {
-    match state {
-        State::Running if instance.impaired => "impaired",
-        State::Running if now < later(instance.launched_at, timing.initializing_for) => {
-            "initializing"
+/// What the status checks of an instance say.
+#[derive(Clone, Copy)]
+enum Health {
+    Initializing,
+    Ok,
+    Impaired,
+    NotApplicable,
+}
+
+impl Health {
+    fn of(instance: &Instance, state: State, now: Timestamp, timing: &Timing) -> Self {
+        let checked_at = later(instance.launched_at, timing.initializing_for);
+        match state {
+            State::Running if instance.impaired => Self::Impaired,
+            State::Running if now < checked_at => Self::Initializing,
+            State::Running => Self::Ok,
+            State::Pending | State::ShuttingDown | State::Terminated => Self::NotApplicable,
         }
-        State::Running => "ok",
-        State::Pending | State::ShuttingDown | State::Terminated => "not-applicable",
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing",
+            Self::Ok => "ok",
+            Self::Impaired => "impaired",
+            Self::NotApplicable => "not-applicable",
+        }
+    }
+
+    /// What was not checked has no detail.
+    const fn detail(self) -> Option<&'static str> {
+        match self {
+            Self::Initializing => Some("initializing"),
+            Self::Ok => Some("passed"),
+            Self::Impaired => Some("failed"),
+            Self::NotApplicable => None,
+        }
     }
 }
 

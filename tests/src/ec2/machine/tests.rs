@@ -926,6 +926,10 @@ fn status_checks_initialise_pass_and_fail() {
         status(&mut world).is_empty(),
         "only running instances are described"
     );
+    let all = world
+        .call("Action=DescribeInstanceStatus&IncludeAllInstances=true&MaxResults=5")
+        .unwrap();
+    assert_eq!(values(&all, "details"), ["", ""], "nothing was checked yet");
     world.pass(10);
     assert_eq!(status(&mut world), ["initializing"]);
     world.pass(60);
