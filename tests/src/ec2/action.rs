@@ -9,7 +9,7 @@ use super::params::Params;
 use super::region::Scope;
 use super::throttle::{self, Size};
 use super::xml::Xml;
-use super::{describe, fleet, tags, template};
+use super::{describe, fleet, instances, tags, template};
 
 /// One action.
 #[derive(Debug)]
@@ -154,7 +154,7 @@ pub(super) const ACTIONS: &[Action] = &[
             PAGE[0],
             PAGE[1],
         ],
-        run: describe::instance_status,
+        run: instances::status,
     },
     Action {
         name: "DescribeInstanceTypeOfferings",
@@ -166,7 +166,7 @@ pub(super) const ACTIONS: &[Action] = &[
         name: "DescribeInstances",
         bucket: describe_all_bucket,
         parameters: &["InstanceId.#", FILTER[0], FILTER[1], PAGE[0], PAGE[1]],
-        run: describe::instances,
+        run: instances::describe,
     },
     Action {
         name: "DescribeLaunchTemplateVersions",
@@ -257,7 +257,7 @@ pub(super) const ACTIONS: &[Action] = &[
         name: "TerminateInstances",
         bucket: |_| throttle::TERMINATE_INSTANCES,
         parameters: &["InstanceId.#"],
-        run: describe::terminate,
+        run: instances::terminate,
     },
 ];
 

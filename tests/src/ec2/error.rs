@@ -59,8 +59,7 @@ impl ApiError {
         Self::client("InvalidParameterCombination", message)
     }
 
-    /// The status is that of the AWS SDKs' throttling tests; EC2 says "HTTP 503" in "Query API request
-    /// rate" (EC2 API Reference).
+    /// 503 ("Request throttling for the Amazon EC2 API", EC2 Developer Guide).
     pub(super) fn request_limit_exceeded() -> Self {
         Self::new(503, "RequestLimitExceeded", "Request limit exceeded.")
     }

@@ -12,7 +12,7 @@ use super::allocate::{self, Offer, Strategy};
 use super::error::ApiError;
 use super::instance::{CapacityType, Instance};
 use super::params::Params;
-use super::region::{Market, Pool, Scope};
+use super::region::{Pool, Scope};
 use super::tags::{self, Tags};
 use super::template;
 use super::throttle;
@@ -556,15 +556,13 @@ fn offer(scope: &Scope<'_>, candidate: &Candidate, capacity_type: CapacityType) 
         zone: candidate.zone.clone(),
         capacity_type,
     };
-    let market = Market {
-        settings: scope.settings,
-    };
     let types = &scope.settings.instance_types;
     let price = match capacity_type {
         CapacityType::Spot => {
-            let walk = scope
-                .region
-                .spot_price(&market, &candidate.instance_type, &candidate.zone);
+            let walk =
+                scope
+                    .region
+                    .spot_price(scope.settings, &candidate.instance_type, &candidate.zone);
             walk.at(scope.now)
         }
         CapacityType::OnDemand => types

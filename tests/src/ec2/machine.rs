@@ -17,8 +17,8 @@ use super::region::{Pool, Region, Scope};
 use super::settings::{ImageSetting, Settings};
 use super::xml::Xml;
 
-/// "The request reached the service more than 15 minutes after the date stamp" for most of AWS; EC2
-/// refuses from 5 minutes on ("Query requests", EC2 Developer Guide).
+/// "A request must reach AWS within five minutes of the time stamp in the request" ("Elements of an AWS
+/// API request signature", IAM User Guide).
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// How a region fails as a whole.
@@ -547,12 +547,9 @@ impl Ec2 {
         let scope = self
             .scope(now, &region, &account)
             .map_err(|error| error.message)?;
-        let market = super::region::Market {
-            settings: scope.settings,
-        };
         Ok(scope
             .region
-            .spot_price(&market, instance_type, zone)
+            .spot_price(scope.settings, instance_type, zone)
             .at(now))
     }
 

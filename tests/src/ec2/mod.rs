@@ -30,6 +30,7 @@ mod fleet;
 mod harness;
 mod ids;
 mod instance;
+mod instances;
 mod machine;
 mod page;
 mod params;

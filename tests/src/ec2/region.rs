@@ -220,13 +220,18 @@ impl Region {
         true
     }
 
-    pub(super) fn spot_price(&self, cx: &Market<'_>, instance_type: &str, zone: &str) -> Walk<'_> {
-        let setting = cx.settings.instance_types.get(instance_type);
-        let average = setting.map_or(0.0, |setting| setting.on_demand * setting.spot_share);
+    pub(super) fn spot_price(
+        &self,
+        settings: &Settings,
+        instance_type: &str,
+        zone: &str,
+    ) -> Walk<'_> {
+        let kind = settings.instance_types.get(instance_type);
+        let average = kind.map_or(0.0, |kind| kind.on_demand * kind.spot_share);
         let key = (instance_type.to_owned(), zone.to_owned());
         let pinned = self.pinned.get(&key).map_or(&[][..], Vec::as_slice);
-        let step = cx.settings.timing.price_step;
-        Walk::new(cx.settings.seed, instance_type, zone, average, step, pinned)
+        let step = settings.timing.price_step;
+        Walk::new(settings.seed, instance_type, zone, average, step, pinned)
     }
 
     pub(super) fn set_price(&mut self, instance_type: &str, zone: &str, change: Change) {
@@ -302,12 +307,6 @@ impl Region {
         let (vcpus, capacity_type) = (instance.vcpus, instance.capacity_type);
         *self.used_vcpus_mut(capacity_type) -= vcpus;
     }
-}
-
-/// What prices follow from.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Market<'a> {
-    pub(super) settings: &'a Settings,
 }
 
 /// What a call works on.
