@@ -173,15 +173,41 @@ pub enum Isolation {
 }
 
 /// `[ec2]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ec2Settings {
     /// Another endpoint than Amazon's, for tests and compatible clouds.
     pub endpoint: Option<String>,
-    /// Named profile of the AWS configuration; none: the default chain (environment, profile, role).
+    /// Named profile of the AWS configuration, which then is the only source of credentials; none,
+    /// and no `credentials_file`: the default chain (environment, profile, role).
     pub profile: Option<String>,
-    /// Product whose spot prices count; empty: `Linux/UNIX`.
+    /// File with the keys of the profile, written as `~/.aws/credentials` is; none: that file.
+    pub credentials_file: Option<PathBuf>,
+    /// Product whose spot prices count, as EC2 calls it.
     pub product: String,
+    /// How long a spot price may have been kept; they change a few times a day.
+    #[serde(with = "humantime_serde")]
+    pub prices_kept: Duration,
+    /// Longest time EC2 may take for one answer; four times as long for a launch.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// List prices per hour, by type. What has none, here and in its region, is not launched on
+    /// demand.
+    pub on_demand_prices: BTreeMap<InstanceType, Money>,
+}
+
+impl Default for Ec2Settings {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            profile: None,
+            credentials_file: None,
+            product: "Linux/UNIX".into(),
+            prices_kept: minutes(5),
+            timeout: Duration::from_secs(15),
+            on_demand_prices: BTreeMap::new(),
+        }
+    }
 }
 
 /// `[limits]`: of the whole fleet. 0 means none may be; a key left out means no limit.
@@ -226,8 +252,10 @@ pub struct RegionSettings {
     pub max_instances: Option<u32>,
     /// Subnets, one for each zone (EC2).
     pub subnets: Vec<String>,
-    /// Security groups of instances (EC2).
+    /// Security groups of instances, by id (EC2); none: the default group of the VPC.
     pub security_groups: Vec<String>,
+    /// List prices per hour where they differ from those of `[ec2]` (EC2).
+    pub on_demand_prices: BTreeMap<InstanceType, Money>,
 }
 
 impl Default for RegionSettings {
@@ -237,6 +265,7 @@ impl Default for RegionSettings {
             max_instances: None,
             subnets: Vec::new(),
             security_groups: Vec::new(),
+            on_demand_prices: BTreeMap::new(),
         }
     }
 }
@@ -298,7 +327,7 @@ pub struct PoolSettings {
     pub silence_timeout: Duration,
     /// Runs after which a host leaves; none: no limit.
     pub max_runs: Option<u64>,
-    /// Instance profile (EC2).
+    /// Instance profile, by name or ARN (EC2).
     pub instance_profile: Option<String>,
     /// Key pair (EC2).
     pub key_name: Option<String>,
