@@ -20,6 +20,7 @@
 pub mod apply;
 pub mod bill;
 pub mod cli;
+pub mod check;
 pub mod cloud;
 pub mod config;
 pub mod demand;
