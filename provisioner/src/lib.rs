@@ -19,8 +19,8 @@
 
 pub mod apply;
 pub mod bill;
-pub mod cli;
 pub mod check;
+pub mod cli;
 pub mod cloud;
 pub mod config;
 pub mod demand;

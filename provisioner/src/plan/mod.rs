@@ -3,6 +3,26 @@
 //! [`plan`] is a function: the same World, configuration, time and seed give the same [`Plan`],
 //! whatever order things were observed in. Every decision carries its reason, and every offering that
 //! was not taken says why, so that `explain` only has to print.
+//!
+//! One module for each question: `census` who there is, `target` how many there should be,
+//! `offerings` what could be bought, `limits` who gets how many of it, `images` what they boot,
+//! `leave` who goes, `sweep` what store, cloud and hosts disagree about.
+
+mod census;
+mod images;
+mod leave;
+mod limits;
+mod offerings;
+mod pass;
+mod sweep;
+mod target;
+
+#[cfg(test)]
+pub(crate) mod farm;
+#[cfg(test)]
+mod tests;
+
+pub use pass::plan;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +33,9 @@ use crate::cloud::{CapacityType, LaunchRequest, OfferingKey};
 use crate::ids::{InstanceId, IntentId, PassId, PoolName, Region};
 use crate::money::Money;
 use crate::world::{Assignment, Instance, LeaveReason, PoolMemory};
+
+#[cfg(doc)]
+use crate::world::World;
 
 /// What one pass does.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
