@@ -194,6 +194,9 @@ fn of_the_provisioner(config: &Config) -> Vec<KeyFault> {
             ),
         );
     }
+    if let Some(wrong) = fault_of_url(settings) {
+        fault("url", wrong);
+    }
     if !(0.0..=100.0).contains(&config.limits.max_leaving) {
         faults.push(KeyFault::new(
             "limits.max_leaving",
@@ -204,6 +207,36 @@ fn of_the_provisioner(config: &Config) -> Vec<KeyFault> {
         ));
     }
     faults
+}
+
+/// Longest address of the API: it goes into user data, which has 16 KiB in all.
+const LONGEST_URL: usize = 2048;
+
+fn fault_of_url(settings: &ProvisionerSettings) -> Option<String> {
+    let url = settings.url.as_str();
+    if url.is_empty() {
+        let is_everywhere = settings.listen.ip().is_unspecified();
+        return is_everywhere.then(|| {
+            format!(
+                "`provisioner.url` is not set, and hosts cannot reach `{}`: expected the address they reach it at, such as `http://10.0.0.5:{}`",
+                settings.listen,
+                settings.listen.port()
+            )
+        });
+    }
+    let place = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"));
+    let is_plain = url.len() <= LONGEST_URL && url.bytes().all(|byte| byte.is_ascii_graphic());
+    let names_a_host = place.is_some_and(|place| {
+        !place.is_empty() && !place.starts_with('/') && !place.contains(['@', '?', '#'])
+    });
+    (!is_plain || !names_a_host).then(|| {
+        format!(
+            "`provisioner.url` is `{}`: expected an address such as `http://10.0.0.5:7077`, without user, query and spaces",
+            url.chars().take(100).flat_map(char::escape_debug).collect::<String>()
+        )
+    })
 }
 
 fn has_password(url: &str) -> bool {

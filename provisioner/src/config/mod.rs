@@ -91,6 +91,9 @@ pub struct ProvisionerSettings {
     /// File with the secret that host tokens are made from; default: `state_dir`/secret, made at the
     /// first start. Several provisioners of one farm share one.
     pub secret_file: Option<PathBuf>,
+    /// Whether a host may register only from the private address the cloud gave its instance;
+    /// default: on EC2, and not on the local cloud. Behind a proxy all hosts have its address: off.
+    pub check_address: Option<bool>,
     /// Passes whose World and plan are kept.
     pub passes_kept: u32,
     /// Longest time a history entry is kept.
@@ -111,10 +114,32 @@ impl Default for ProvisionerSettings {
             url: String::new(),
             admin_token_file: None,
             secret_file: None,
+            check_address: None,
             passes_kept: 100,
             // A year: who launched what outlives the people who did it.
             history_kept: minutes(60 * 24 * 365),
         }
+    }
+}
+
+impl ProvisionerSettings {
+    /// Address of the API as hosts reach it, without a slash at its end.
+    #[must_use]
+    pub fn url(&self) -> String {
+        if self.url.is_empty() {
+            format!("http://{}", self.listen)
+        } else {
+            self.url.trim_end_matches('/').to_owned()
+        }
+    }
+
+    /// Whether a host may register only from the address of its instance.
+    #[must_use]
+    pub fn checks_address(&self) -> bool {
+        self.check_address.unwrap_or(match self.cloud {
+            CloudKind::Local => false,
+            CloudKind::Ec2 => true,
+        })
     }
 }
 
