@@ -17,6 +17,7 @@
 //! Where to look: [`world`] what is known, [`plan`] what follows from it, [`cloud`], [`demand`] and
 //! [`store`] the world outside, [`config`] what may be configured.
 
+pub mod access;
 pub mod apply;
 pub mod bill;
 pub mod check;
