@@ -35,4 +35,5 @@ pub mod plan;
 pub mod shortage;
 pub mod store;
 pub mod verbs;
+pub mod view;
 pub mod world;
