@@ -18,6 +18,7 @@
 //! [`store`] the world outside, [`config`] what may be configured.
 
 pub mod access;
+pub mod api;
 pub mod apply;
 pub mod bill;
 pub mod check;
