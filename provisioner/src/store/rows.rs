@@ -35,6 +35,14 @@ fn unread(what: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::Decode(what.to_string().into())
 }
 
+/// The fault of a row, with what the row is about.
+fn about(what: &str, id: &str, error: &sqlx::Error) -> sqlx::Error {
+    match error {
+        sqlx::Error::Decode(why) => unread(format_args!("{what} `{id}`: {why}")),
+        other => unread(format_args!("{what} `{id}`: {other}")),
+    }
+}
+
 fn missing(column: usize) -> sqlx::Error {
     unread(format_args!("column {column} is empty: expected a value"))
 }
@@ -132,7 +140,7 @@ fn offering(row: &dyn Row, first: usize) -> Read<OfferingKey> {
 
 fn record(row: &dyn Row) -> Read<InstanceRecord> {
     let id: InstanceId = name(row, 0)?;
-    whole_record(row, &id).map_err(|error| unread(format_args!("instance `{id}`: {error}")))
+    whole_record(row, &id).map_err(|error| about("instance", id.as_str(), &error))
 }
 
 fn whole_record(row: &dyn Row, id: &InstanceId) -> Read<InstanceRecord> {
@@ -172,7 +180,7 @@ fn host(row: &dyn Row) -> Read<Option<HostView>> {
 
 fn intent(row: &dyn Row) -> Read<Intent> {
     let id = text(row, 0)?;
-    whole_intent(row).map_err(|error| unread(format_args!("intent `{id}`: {error}")))
+    whole_intent(row).map_err(|error| about("intent", id, &error))
 }
 
 fn whole_intent(row: &dyn Row) -> Read<Intent> {

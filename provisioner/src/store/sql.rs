@@ -469,8 +469,8 @@ pub(super) fn only<T>(rows: Vec<T>) -> Result<T, StoreError> {
 /// written, or a connection that broke.
 pub(super) fn explain_driver(place: &str, error: &sqlx::Error) -> StoreError {
     match error {
-        sqlx::Error::Decode(_)
-        | sqlx::Error::ColumnDecode { .. }
+        sqlx::Error::Decode(why) => StoreError::Damaged(format!("`{place}`: {why}")),
+        sqlx::Error::ColumnDecode { .. }
         | sqlx::Error::ColumnNotFound(_)
         | sqlx::Error::ColumnIndexOutOfBounds { .. }
         | sqlx::Error::TypeNotFound { .. } => StoreError::Damaged(format!("`{place}`: {error}")),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use fs_err::File;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use rustix::fs::FlockOperation;
+use sqlx::error::DatabaseError as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteError, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Sqlite as Database, SqliteConnection};
 use tokio::sync::Mutex;
@@ -65,6 +66,7 @@ speak_sql!(
 pub struct Sqlite {
     directory: PathBuf,
     busy_timeout: Duration,
+    migrations: &'static [&'static str],
     /// Held while this store leads.
     lead: Mutex<Option<(File, Term)>>,
 }
@@ -75,26 +77,31 @@ pub struct Sqlite {
 /// If it is not there and shall not be made, others may write the directory, the file is damaged, or
 /// of a newer version.
 pub async fn open(directory: &Path, missing: Missing) -> Result<SqliteStore, StoreError> {
-    open_with(directory, missing, BUSY_TIMEOUT).await
-}
-
-async fn open_with(
-    directory: &Path,
-    missing: Missing,
-    busy_timeout: Duration,
-) -> Result<SqliteStore, StoreError> {
-    let backend = Sqlite {
-        directory: directory.to_owned(),
-        busy_timeout,
-        lead: Mutex::new(None),
-    };
-    match backend.open(missing).await {
-        Ok(connection) => Ok(SqlStore::new(backend, connection)),
-        Err(fault) => Err(backend.explain(fault)),
-    }
+    Sqlite::new(directory).into_store(missing).await
 }
 
 impl Sqlite {
+    fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            busy_timeout: BUSY_TIMEOUT,
+            migrations: MIGRATIONS,
+            lead: Mutex::new(None),
+        }
+    }
+
+    async fn into_store(self, missing: Missing) -> Result<SqliteStore, StoreError> {
+        match self.open(missing).await {
+            Ok(connection) => Ok(SqlStore::new(self, connection)),
+            Err(fault) => Err(self.explain(fault)),
+        }
+    }
+
+    /// The version of the schema that we write.
+    fn known(&self) -> i64 {
+        i64::try_from(self.migrations.len()).expect("migrations are few")
+    }
+
     fn file(&self) -> PathBuf {
         self.directory.join(FILE)
     }
@@ -108,7 +115,8 @@ impl Sqlite {
         trust(&self.directory)?;
         if self.file().exists() {
             let mut connection = self.connect().await?;
-            if self.version(&mut connection).await? == known() {
+            let version = self.version(&mut connection).await?;
+            if version == self.known() && writes_ahead(&mut connection).await? {
                 return Ok(connection);
             }
         }
@@ -130,8 +138,11 @@ impl Sqlite {
         self.lock(&directory).await?;
         make_file(&self.file())?;
         let mut connection = self.connect().await?;
+        // Kept in the file from now on; a copy made by a backup has lost it.
+        let write_ahead = "PRAGMA journal_mode = WAL";
+        connection.run(write_ahead, Vec::new()).await?;
         let version = self.version(&mut connection).await?;
-        if version == known() {
+        if version == self.known() {
             return Ok(connection);
         }
         // An older provisioner that leads would write what it knows into tables it does not.
@@ -141,9 +152,7 @@ impl Sqlite {
             let lead = self.try_lead()?;
             Some(lead.ok_or_else(|| self.led_by_older(version))?)
         };
-        let write_ahead = "PRAGMA journal_mode = WAL";
-        connection.run(write_ahead, Vec::new()).await?;
-        migrate(&mut connection, version).await?;
+        self.migrate(&mut connection, version).await?;
         Ok(connection)
     }
 
@@ -152,7 +161,7 @@ impl Sqlite {
             "`{}` has schema {version}, this version needs {}, and a provisioner of an older version \
              is running: stop that one first",
             self.file().display(),
-            known()
+            self.known()
         ))
     }
 
@@ -172,14 +181,38 @@ impl Sqlite {
             ))
             .into());
         }
-        if version > known() {
+        if version > self.known() {
             return Err(StoreError::TooNew {
                 found: version,
-                known: known(),
+                known: self.known(),
             }
             .into());
         }
         Ok(version)
+    }
+
+    /// From `version` to ours, all or nothing.
+    async fn migrate(&self, connection: &mut SqliteConnection, version: i64) -> Result<(), Fault> {
+        connection.run("BEGIN EXCLUSIVE", Vec::new()).await?;
+        let done = usize::try_from(version).unwrap_or_default();
+        for migration in &self.migrations[done.min(self.migrations.len())..] {
+            sqlx::raw_sql(*migration).execute(&mut *connection).await?;
+        }
+        if version == 0 {
+            connection
+                .run(super::NEW_STORE, vec![super::new_id().into()])
+                .await?;
+        }
+        // A pragma takes no parameters.
+        let header = format!(
+            "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {}",
+            self.known()
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(header))
+            .execute(&mut *connection)
+            .await?;
+        connection.run("COMMIT", Vec::new()).await?;
+        Ok(())
     }
 
     async fn lock(&self, directory: &File) -> Result<(), StoreError> {
@@ -208,10 +241,6 @@ impl Sqlite {
             .map_err(|error| unusable(&error))?;
         Ok(try_lock(&file)?.then_some(file))
     }
-}
-
-fn known() -> i64 {
-    i64::try_from(MIGRATIONS.len()).expect("migrations are few")
 }
 
 fn unusable(error: &io::Error) -> StoreError {
@@ -257,35 +286,18 @@ fn make_file(path: &Path) -> Result<(), StoreError> {
     }
 }
 
+async fn writes_ahead(connection: &mut SqliteConnection) -> Result<bool, Fault> {
+    let mode = connection.ask("PRAGMA journal_mode", Vec::new(), |row| {
+        Ok(row.text(0)? == Some("wal"))
+    });
+    Ok(only(mode.await?)?)
+}
+
 async fn pragma(connection: &mut SqliteConnection, statement: &'static str) -> Result<i64, Fault> {
     let answer = connection.ask(statement, Vec::new(), |row| {
         Ok(row.integer(0)?.unwrap_or_default())
     });
     Ok(only(answer.await?)?)
-}
-
-/// From `version` to ours, all or nothing.
-async fn migrate(connection: &mut SqliteConnection, version: i64) -> Result<(), Fault> {
-    connection.run("BEGIN EXCLUSIVE", Vec::new()).await?;
-    let done = usize::try_from(version).unwrap_or_default();
-    for migration in &MIGRATIONS[done.min(MIGRATIONS.len())..] {
-        sqlx::raw_sql(*migration).execute(&mut *connection).await?;
-    }
-    if version == 0 {
-        connection
-            .run(super::NEW_STORE, vec![super::new_id().into()])
-            .await?;
-    }
-    // A pragma takes no parameters.
-    let header = format!(
-        "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {}",
-        known()
-    );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(header))
-        .execute(&mut *connection)
-        .await?;
-    connection.run("COMMIT", Vec::new()).await?;
-    Ok(())
 }
 
 impl Backend for Sqlite {
@@ -315,29 +327,25 @@ impl Backend for Sqlite {
         };
         let file = self.file();
         let file = file.display();
-        let code = error
-            .as_database_error()
-            .and_then(|error| error.try_downcast_ref::<SqliteError>())
-            .and_then(|error| sqlx::error::DatabaseError::code(error)?.parse::<i32>().ok())
-            // The lower byte is the kind, the others say more.
-            .map(|code| code & 0xff);
-        match code {
-            Some(BUSY | LOCKED) => StoreError::Unavailable(format!(
+        let Some((kind, message)) = answer_of(&error) else {
+            return super::sql::explain_driver(&file.to_string(), &error);
+        };
+        match kind {
+            BUSY | LOCKED => StoreError::Unavailable(format!(
                 "`{file}` has been locked by another process for {:?}",
                 self.busy_timeout
             )),
-            Some(FULL) => StoreError::Unavailable(format!(
+            FULL => StoreError::Unavailable(format!(
                 "no space is left for `{file}`: nothing was written; make space"
             )),
-            Some(CORRUPT | NOTADB) => StoreError::Damaged(format!(
-                "`{file}`: {error}; stop the provisioner, move the file and the two beside it away, \
-                 and start again: instances are found by their tags, history and holds are not"
+            CORRUPT | NOTADB => StoreError::Damaged(format!(
+                "`{file}`: {message}; stop the provisioner, move the file and the two beside it \
+                 away, and start again: instances are found by their tags, history and holds are not"
             )),
-            Some(PERM | NOMEM | READONLY | INTERRUPT | IOERR | CANTOPEN | PROTOCOL) => {
-                StoreError::Unavailable(format!("`{file}`: {error}"))
+            PERM | NOMEM | READONLY | INTERRUPT | IOERR | CANTOPEN | PROTOCOL => {
+                StoreError::Unavailable(format!("`{file}`: {message}"))
             }
-            Some(_) => StoreError::Damaged(format!("`{file}`: {error}")),
-            None => super::sql::explain_driver(&file.to_string(), &error),
+            _ => StoreError::Damaged(format!("`{file}`: {message}")),
         }
     }
 
@@ -369,6 +377,15 @@ impl Backend for Sqlite {
     ) -> Result<T, Fault> {
         work.await
     }
+}
+
+/// What SQLite answered, if it did: the kind of error, and its words.
+fn answer_of(error: &sqlx::Error) -> Option<(i32, &str)> {
+    let answer = error.as_database_error()?;
+    let answer = answer.try_downcast_ref::<SqliteError>()?;
+    let code: i32 = answer.code()?.parse().ok()?;
+    // The lower byte is the kind, the others say more.
+    Some((code & 0xff, answer.message()))
 }
 
 // https://www.sqlite.org/rescode.html

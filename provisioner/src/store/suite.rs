@@ -335,6 +335,55 @@ fn world(id: u64) -> World {
     }
 }
 
+/// One of each kind of change, none of which takes another back: a store with a row in each table.
+#[must_use]
+pub fn one_of_each() -> Vec<Change> {
+    let pool: PoolName = name("linux64");
+    vec![
+        Change::IntentOpened(intent("abcdefgh-1-0")),
+        Change::IntentOpened(intent("abcdefgh-1-1")),
+        answered("abcdefgh-1-0", launched(&["i-1", "i-2"])),
+        seen("i-3"),
+        gone("i-2", noon(), true),
+        quit("i-1"),
+        ended("i-1", noon()),
+        suspected("i-3", Some(noon())),
+        suspected("i-stray", Some(noon())),
+        Change::Heard(vec![(name("i-1"), view())]),
+        held("i-1", Some(hold())),
+        Change::Maintained {
+            pool: None,
+            order: Some(order()),
+        },
+        Change::Maintained {
+            pool: Some(pool.clone()),
+            order: Some(order()),
+        },
+        Change::Short(shortage(ShortageKey::Offering(offering("us-east-1b")))),
+        Change::Spent {
+            pool: pool.clone(),
+            day: "2026-11-20".parse().expect("a day"),
+            amount: Money::from_micros(1_500_000),
+        },
+        Change::Booked {
+            hours: vec![(offering("us-east-1a"), 1.25)],
+            until: noon(),
+        },
+        Change::Remembered {
+            pool,
+            memory: PoolMemory {
+                surplus_since: Some(noon()),
+                ..PoolMemory::default()
+            },
+        },
+        Change::Passed {
+            pass: Arc::new(pass(1)),
+            kept: 10,
+        },
+        Change::Did(action("i-1", 1)),
+    ]
+}
+
 /// A store that leads.
 struct Leading<S> {
     store: S,
