@@ -172,6 +172,10 @@ impl Host {
                         task: task.name.full(),
                     });
                 }
+                Step::GiveUp if ended.finished.drained && self.drained_before_a_job() => {
+                    // It may have died of the signal that told it to take no job: no reason to halt.
+                    return TaskEnd::Run(RunEnd::Stopped);
+                }
                 Step::GiveUp => {
                     error!(task = %task.name, attempt, "task failed at every attempt");
                     return TaskEnd::Run(RunEnd::Failed {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::cloud::{Farm, HOST_TOKEN, INSTANCE, JOIN_TOKEN, Mood};
-use crate::host::{Host, Running, is_alive, pids};
+use crate::host::{Host, Running, is_alive, is_root, pids};
 
 /// What a busy machine may add to a few runs of nothing.
 const SLACK: Duration = Duration::from_secs(15);
@@ -421,6 +421,66 @@ fn a_drain_that_is_taken_back_at_once_makes_no_run_without_a_job() {
     assert_eq!(results(&farm.host)[0], RunResult::Stopped);
     assert_eq!(farm.host.trace()[..2], ["5-job", "5-job"]);
     end(running);
+}
+
+#[test]
+fn a_task_that_dies_of_its_drain_signal_halts_no_host() {
+    let farm = Farm::new();
+    farm.host
+        .task("5-job", "echo waiting >>\"$HERE/waits\"; exec sleep 1000");
+    farm.host.task("halt", "");
+    farm.set("[tasks.5-job]\ndrain_signal = \"HUP\"\nmax_attempts = 1\n");
+    let mut running = farm.host.start(&["run"]);
+    running.until_written("waits");
+    farm.provisioner.assign("drain");
+    running.until_phase("held");
+    assert_eq!(farm.host.attempts("5-job")[0].signal, Some(1));
+    farm.provisioner.assign("go_on");
+    running.until("it waits again", |host| host.lines("waits").len() == 2);
+    end(running);
+    assert_eq!(farm.host.trace(), ["5-job", "5-job"]);
+}
+
+#[test]
+fn a_host_that_cannot_keep_its_fence_does_not_say_that_it_is_fenced() {
+    if !is_root("mounting a small disk") {
+        return;
+    }
+    let farm = Farm::new();
+    fs_err::create_dir(farm.host.path("state")).unwrap();
+    farm.host.task(
+        "1-fill",
+        "while ! test -e \"$HERE/fill\"; do sleep 0.01; done\n\
+         head -c 10M /dev/zero >\"$RUNNER_STATE_DIR/full\" 2>/dev/null; true",
+    );
+    farm.job_task("");
+    let state = farm.host.path("state").display().to_string();
+    let mount = format!("mount -t tmpfs -o size=512k,mode=700 none '{state}'");
+    let command = farm.host.command_in_namespace(&mount, &["run"]);
+    let mut running = farm.host.start_command(command);
+    farm.until_activity(&mut running, "idle");
+    farm.host.write("fill", "");
+    running.until_written("waits");
+    farm.provisioner.assign("quit");
+    running.until_said("the fence cannot be kept");
+    running.until_written("heard");
+    let reports = farm.provisioner.reports().len();
+    running.until("some more reports", |_| {
+        farm.provisioner.reports().len() > reports + 5
+    });
+    let said = |activity: &str| {
+        let reports = farm.provisioner.reports();
+        reports.iter().any(|report| report["activity"] == activity)
+    };
+    assert!(said("draining") && !said("fenced"));
+    // The disk is seen from where its runner is.
+    fs_err::remove_file(format!("/proc/{}/root{state}/full", running.pid())).unwrap();
+    farm.until_activity(&mut running, "fenced");
+    assert_eq!(
+        running.said().matches("the fence cannot be kept").count(),
+        1
+    );
+    running.kill();
 }
 
 #[test]
