@@ -414,6 +414,7 @@ fn a_drain_that_is_taken_back_at_once_makes_no_run_without_a_job() {
     running.until_written("waits");
     farm.provisioner.assign("drain");
     running.until_written("heard");
+    farm.until_activity(&mut running, "draining");
     farm.provisioner.assign("go_on");
     farm.until_activity(&mut running, "idle");
     farm.host.write("let-go", "");

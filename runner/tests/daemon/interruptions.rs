@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use farm_events::{Event, InterruptionNoticed, JobFinished};
+use jiff::Timestamp;
 use nix::sys::signal::Signal;
 
 use crate::cloud::{Farm, Mood, NOTICE, now};
-use crate::host::{Host, is_alive, pids};
+use crate::host::{Host, Running, is_alive, pids};
 
 fn jobs(host: &Host) -> Vec<JobFinished> {
     host.history()
@@ -258,35 +259,58 @@ fn on_demand_nobody_looks_for_a_notice_and_nobody_for_a_rebalance_recommendation
     }
 }
 
+/// A busy host that is asked every hour, gets a notice under such circumstances, and has lost its job
+/// two seconds after it.
+fn dying(notice_under: impl FnOnce(&Farm, &mut Running<'_>) -> Timestamp) {
+    let farm = Farm::new();
+    farm.job_task("leave_before_end = \"6s\"");
+    farm.host.write("job", "");
+    farm.host.write(
+        "runner.d/60-slow.toml",
+        "[fleet]\nask_every = \"1h\"\nrequest_timeout = \"1h\"\n",
+    );
+    let mut runner = farm.host.start(&["run"]);
+    runner.until_written("pids");
+    farm.until_activity(&mut runner, "busy");
+    let time = notice_under(&farm, &mut runner);
+    runner.until("the report of it", |_| {
+        let reports = farm.provisioner.reports();
+        reports
+            .iter()
+            .any(|report| report["lost_job"]["id"] == "17")
+    });
+    let left = time.duration_since(now());
+    assert!(left.is_positive(), "{left}");
+    runner.signal(Signal::SIGTERM);
+    runner.wait().assert_code(0);
+}
+
 #[test]
-fn a_lost_job_is_said_in_time_although_the_provisioner_hangs_or_fails_at_first() {
-    for mood in [Mood::Never, Mood::Status(503), Mood::HangUp] {
-        let farm = Farm::new();
-        farm.job_task("leave_before_end = \"4s\"");
-        farm.host.write("job", "");
-        // Who waits for the next report or a backoff comes too late.
-        farm.host.write(
-            "runner.d/60-slow.toml",
-            "[fleet]\nask_every = \"1h\"\nrequest_timeout = \"1s\"\n",
-        );
-        let mut running = farm.host.start(&["run"]);
-        running.until_written("pids");
-        farm.until_activity(&mut running, "busy");
-        farm.provisioner.feel(mood);
+fn a_lost_job_is_said_in_time_although_the_last_report_hangs() {
+    dying(|farm, runner| {
+        farm.provisioner.feel(Mood::Never);
         let asked = farm.provisioner.requests();
-        let time = farm.imds.notice(6);
-        running.until("a report in vain", |_| farm.provisioner.requests() > asked);
-        running.until_said("the job is lost");
-        farm.provisioner.feel(Mood::Well);
-        running.until("the report of it", |_| {
-            let reports = farm.provisioner.reports();
-            reports
-                .iter()
-                .any(|report| report["lost_job"]["id"] == "17")
+        let time = farm.imds.notice(8);
+        runner.until("a report that hangs", |_| {
+            farm.provisioner.requests() > asked
         });
-        let left = time.duration_since(now());
-        assert!(left.is_positive(), "{mood:?}: {left}");
-        running.signal(Signal::SIGTERM);
-        running.wait().assert_code(0);
+        farm.provisioner.feel(Mood::Well);
+        runner.until_said("the job is lost");
+        time
+    });
+}
+
+#[test]
+fn a_lost_job_is_said_in_time_although_saying_it_fails_at_first() {
+    for mood in [Mood::Status(503), Mood::HangUp] {
+        dying(|farm, runner| {
+            farm.provisioner.feel(mood);
+            let time = farm.imds.notice(8);
+            runner.until_said("the job is lost");
+            let asked = farm.provisioner.requests();
+            runner.until("a report in vain", |_| farm.provisioner.requests() > asked);
+            farm.provisioner.feel(Mood::Well);
+            time
+        });
     }
 }
