@@ -40,6 +40,8 @@ enum Ending {
     Whole,
     /// The connection ends in the middle of the body.
     CutOff,
+    /// The connection ends without anything.
+    Nothing,
     /// Nothing ever comes.
     Never,
 }
@@ -72,6 +74,12 @@ impl Given {
     pub(super) fn cut_off(mut self) -> Self {
         self.ending = Ending::CutOff;
         self
+    }
+
+    pub(super) fn nothing() -> Self {
+        let mut given = Self::json("");
+        given.ending = Ending::Nothing;
+        given
     }
 
     pub(super) fn never() -> Self {
@@ -133,8 +141,10 @@ async fn serve(mut connection: TcpStream, answer: Answer, all: Arc<Mutex<Vec<Ask
     };
     let given = answer(&asked);
     all.lock().unwrap().push(asked);
-    if matches!(given.ending, Ending::Never) {
-        std::future::pending::<()>().await;
+    match given.ending {
+        Ending::Whole | Ending::CutOff => {}
+        Ending::Nothing => return,
+        Ending::Never => std::future::pending().await,
     }
     let mut head = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", given.status);
     let missing = usize::from(matches!(given.ending, Ending::CutOff));

@@ -125,7 +125,16 @@ impl Web {
             };
             SourceError::Unavailable(format!("{}: {what}", self.host()))
         };
-        let mut response = request.send().await.map_err(unavailable)?;
+        let again = request.try_clone();
+        let mut answer = request.send().await;
+        // A connection that was kept open may have been closed by the other side meanwhile, as by a
+        // master that was restarted. A question without consequences is asked once more.
+        if let (Err(error), Some(again)) = (&answer, again)
+            && is_broken_off(error)
+        {
+            answer = again.send().await;
+        }
+        let mut response = answer.map_err(unavailable)?;
         let (status, headers) = (response.status(), response.headers().clone());
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unavailable)? {
@@ -237,6 +246,11 @@ impl Reply {
             None => one_line(text),
         }
     }
+}
+
+/// Whether a connection ended before anything came back on it.
+fn is_broken_off(error: &reqwest::Error) -> bool {
+    error.is_request() && !error.is_timeout() && !error.is_connect()
 }
 
 /// The address a source is asked at.

@@ -117,6 +117,33 @@ async fn an_answer_that_is_cut_off_is_no_answer() {
 }
 
 #[tokio::test]
+async fn a_connection_that_breaks_off_is_tried_once_more_and_not_for_ever() {
+    let stub = Stub::start(|_| Given::nothing()).await;
+    let (_directory, sources) = web_sources(stub.url(), "20s");
+    for (kind, source) in sources {
+        let before = stub.paths().len();
+        let error = source.observe(noon()).await.unwrap_err();
+        assert!(
+            matches!(error, SourceError::Unavailable(_)),
+            "{kind}: {error:?}"
+        );
+        assert_eq!(stub.paths().len() - before, 2, "{kind}");
+    }
+    let first = AtomicUsize::new(0);
+    let stub = Stub::start(move |_| match first.fetch_add(1, Ordering::Relaxed) {
+        0 => Given::nothing(),
+        _ => Given::json(r#"{"n": 3}"#),
+    })
+    .await;
+    let (_directory, sources) = web_sources(stub.url(), "20s");
+    let (_, http) = sources
+        .into_iter()
+        .find(|(kind, _)| *kind == "http")
+        .unwrap();
+    assert!(http.observe(noon()).await.is_ok());
+}
+
+#[tokio::test]
 async fn an_answer_that_is_too_long_is_not_read_to_its_end() {
     let long = format!("\"{}\"", "x".repeat(LONGEST_ANSWER));
     for (kind, error) in said_of(Given::json(long)).await {
