@@ -421,7 +421,7 @@ fn not_configured<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Strin
     let near = known
         .iter()
         .map(|known| (strsim::osa_distance(name, known), *known))
-        .filter(|(distance, _)| *distance <= 1 + name.len() / 5)
+        .filter(|(distance, near)| *distance <= 1 + name.len() / 5 && *distance < near.len())
         .min();
     if let Some((_, near)) = near {
         return format!("is not configured; was `{near}` meant?");
