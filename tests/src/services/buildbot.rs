@@ -33,7 +33,7 @@ pub struct Buildbot {
     held: Port,
     /// Builder ids by name, as its REST interface wants them.
     builders: Vec<(String, u64)>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 /// A build the master has finished.
@@ -79,7 +79,7 @@ impl Buildbot {
             www,
             held,
             builders,
-            _directory: directory,
+            directory,
         }
     }
 
@@ -87,6 +87,18 @@ impl Buildbot {
     #[must_use]
     pub fn worker_port(&self) -> u16 {
         self.pb.number()
+    }
+
+    /// Address of its web server.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.www.number())
+    }
+
+    /// Its database.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.directory.path().join("state.sqlite")
     }
 
     /// The port that jobs of `leaky` and `delegating` leave a process on, and that every job begins with
