@@ -214,17 +214,19 @@ impl Home {
         Place::new(self.directory.join(id.as_str().replace('/', "_")))
     }
 
-    /// The launch with this token.
-    pub(super) fn launch(&self, token: &str) -> io::Result<Option<Accepted>> {
-        match read_json(&self.open_launch(token))? {
-            Some(launch) => Ok(Some(launch)),
-            None => read_json(&self.done_launch(token)),
-        }
+    /// The launch with this token, if it was accepted and is not yet carried out.
+    pub(super) fn open_launch(&self, token: &str) -> io::Result<Option<Accepted>> {
+        read_json(&self.open_path(token))
+    }
+
+    /// The launch with this token, if it was carried out.
+    pub(super) fn done_launch(&self, token: &str) -> io::Result<Option<Accepted>> {
+        read_json(&self.done_path(token))
     }
 
     /// Accepts a launch.
     pub(super) fn accept(&self, token: &str, launch: &Accepted) -> io::Result<()> {
-        write_json(&self.open_launch(token), launch)
+        write_json(&self.open_path(token), launch)
     }
 
     /// Tokens of launches that were accepted and not carried out.
@@ -247,13 +249,13 @@ impl Home {
 
     /// Notes that a launch was carried out.
     pub(super) fn close_launch(&self, token: &str) -> io::Result<()> {
-        match fs_err::rename(self.open_launch(token), self.done_launch(token)) {
+        match fs_err::rename(self.open_path(token), self.done_path(token)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
-    /// Launches that were carried out, with when.
+    /// Forgets launches that were accepted before `before` and carried out.
     pub(super) fn forget_launches(&self, before: Timestamp) -> io::Result<()> {
         for entry in fs_err::read_dir(self.directory.join("launches"))? {
             let path = entry?.path();
@@ -276,13 +278,13 @@ impl Home {
         Ok(staged)
     }
 
-    fn open_launch(&self, token: &str) -> PathBuf {
+    fn open_path(&self, token: &str) -> PathBuf {
         self.directory
             .join("launches")
             .join(format!("{token}.open"))
     }
 
-    fn done_launch(&self, token: &str) -> PathBuf {
+    fn done_path(&self, token: &str) -> PathBuf {
         self.directory
             .join("launches")
             .join(format!("{token}.json"))

@@ -43,6 +43,7 @@ pub(super) struct Market {
 #[serde(deny_unknown_fields, default)]
 struct MarketSettings {
     /// From when on prices walk; none: when the file was written.
+    #[serde(deserialize_with = "moment")]
     start: Option<Timestamp>,
     /// How long before it takes an instance back the cloud says so.
     #[serde(with = "humantime_serde")]
@@ -85,7 +86,7 @@ struct OfferingSettings {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct InterruptionSettings {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "moment")]
     at: Option<Timestamp>,
     #[serde(default, with = "humantime_serde")]
     age: Option<Duration>,
@@ -99,6 +100,19 @@ struct InterruptionSettings {
     pool: Option<PoolName>,
     #[serde(default)]
     image: Option<ImageName>,
+}
+
+/// A time, as TOML writes one or as a text.
+fn moment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    let text = match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    text.parse().map(Some).map_err(|_| {
+        D::Error::custom(format!(
+            "`{text}` is no time: expected one with its zone, such as 2026-05-04T12:00:00Z"
+        ))
+    })
 }
 
 /// The region of who names none.
@@ -468,4 +482,183 @@ fn read(path: &Path, written: SystemTime) -> Result<Market, String> {
             let lines: Vec<String> = faults.iter().map(Fault::to_string).collect();
             lines.join("\n")
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(text: &str) -> Result<Market, Vec<Fault>> {
+        let source = Source {
+            path: "local.market".into(),
+            text: text.into(),
+        };
+        Market::read(source, Timestamp::UNIX_EPOCH)
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn small() -> BTreeSet<InstanceType> {
+        BTreeSet::from([InstanceType::parse("small").unwrap()])
+    }
+
+    const MARKET: &str = r#"
+[market]
+notice = "30s"
+
+[quota.local]
+spot = 5
+
+[[offerings]]
+zone = "local-a"
+type = "small"
+price = [{ after = "0s", price = 0.01 }, { after = "10m", price = 0.03 }]
+capacity = 4
+
+[[offerings]]
+zone = "local-a"
+type = "small"
+capacity_type = "on_demand"
+price = 1
+capacity = 2
+
+[[interruptions]]
+age = "5m"
+pool = "linux64"
+
+[[interruptions]]
+at = 1970-01-01T01:00:00Z
+"#;
+
+    #[test]
+    fn a_price_walks_at_its_steps_and_not_before() {
+        let market = read_text(MARKET).unwrap();
+        let price = |seconds| {
+            let offered = market.offerings(&default_region(), &small(), at(seconds));
+            (offered[0].price, offered[0].as_of)
+        };
+        let (cheap, dear) = (Money::from_micros(10_000), Money::from_micros(30_000));
+        assert_eq!(price(-5), (cheap, at(-5)));
+        assert_eq!(price(0), (cheap, at(0)));
+        assert_eq!(price(599), (cheap, at(0)));
+        assert_eq!(price(600), (dear, at(600)));
+        assert_eq!(price(100_000), (dear, at(600)));
+    }
+
+    #[test]
+    fn what_runs_is_missing_on_the_shelf() {
+        let market = read_text(MARKET).unwrap();
+        let offered = market.offerings(&default_region(), &small(), at(0));
+        let [spot, on_demand] = &offered[..] else {
+            panic!("{offered:?}");
+        };
+        let used = BTreeMap::from([(spot.key.clone(), 3), (on_demand.key.clone(), 7)]);
+        let shelf =
+            |capacity_type| market.shelf(&default_region(), capacity_type, &small(), &used, at(0));
+        let of_spot = shelf(CapacityType::Spot);
+        assert_eq!(of_spot.quota, Some(2));
+        assert_eq!(of_spot.stock[&spot.key].free, 1);
+        assert_eq!(of_spot.stock[&on_demand.key].free, 0);
+        assert_eq!(shelf(CapacityType::OnDemand).quota, None);
+    }
+
+    fn instance(pool: &str, launched_at: i64, capacity_type: CapacityType) -> Meta {
+        let meta = serde_json::json!({
+            "id": "i-1", "region": "local", "zone": "local-a", "instance_type": "small",
+            "capacity_type": capacity_type, "price": 0.01, "launched_at": at(launched_at),
+            "image_id": "/image", "tags": { POOL: pool },
+            "run": { "runner": "/runner", "image": "/image", "isolated": false, "forward": [],
+                "writable": [], "hidden": [], "market": null, "grace_period": "1s" },
+        });
+        serde_json::from_value(meta).unwrap()
+    }
+
+    #[test]
+    fn the_first_rule_that_comes_takes_a_spot_instance_it_is_meant_for() {
+        let market = read_text(MARKET).unwrap();
+        let taken = |pool, launched_at, capacity_type| {
+            market.interruption(&instance(pool, launched_at, capacity_type))
+        };
+        let spot = CapacityType::Spot;
+        assert_eq!(taken("linux64", 100, spot), Some(at(400)));
+        assert_eq!(taken("linux64", 3500, spot), Some(at(3600)));
+        assert_eq!(taken("win64", 100, spot), Some(at(3600)));
+        assert_eq!(taken("win64", 3600, spot), None);
+        assert_eq!(taken("linux64", 100, CapacityType::OnDemand), None);
+    }
+
+    #[test]
+    fn without_a_file_every_type_is_sold() {
+        let offered = Market::unlimited().offerings(&default_region(), &small(), at(7));
+        assert_eq!(offered.len(), 2);
+        assert_eq!(offered[0].key.zone.as_str(), "local-a");
+        assert_eq!(offered[0].price, Money::from_micros(10_000));
+    }
+
+    #[test]
+    fn every_fault_is_said_with_its_line() {
+        let faults = read_text(
+            r#"
+[market]
+notice = "soon"
+
+[[offerings]]
+zone = "a b"
+type = "small"
+price = -1
+capacity = 4
+
+[[offerings]]
+zone = "a"
+type = "small"
+price = [{ after = "1s", price = 0.01 }]
+
+[[offerings]]
+zone = "a"
+type = "small"
+price = []
+capacity = "many"
+
+[[interruptions]]
+at = 2026-05-04
+
+[interruption]
+"#,
+        );
+        insta::assert_snapshot!(lines(faults));
+    }
+
+    #[test]
+    fn every_contradiction_is_said_with_its_line() {
+        let faults = read_text(
+            r#"
+[quota."no region"]
+spot = 1
+
+[[offerings]]
+zone = "a"
+type = "small"
+price = 1
+capacity = 1
+
+[[offerings]]
+zone = "a"
+type = "small"
+price = 2
+capacity = 1
+
+[[interruptions]]
+zone = "a"
+"#,
+        );
+        insta::assert_snapshot!(lines(faults));
+    }
+
+    fn lines(faults: Result<Market, Vec<Fault>>) -> String {
+        let faults = faults.unwrap_err();
+        let lines: Vec<String> = faults.iter().map(Fault::to_string).collect();
+        lines.join("\n")
+    }
 }

@@ -232,12 +232,19 @@ impl Shared {
     ) -> Result<Launched, LaunchError> {
         let _lock = self.home.lock().map_err(|error| later(&error))?;
         let token = disk::token(&request.intent);
-        let accepted = match self.home.launch(&token).map_err(|error| later(&error))? {
-            Some(accepted) if accepted.request != *request => {
-                return Err(LaunchError::Mismatch {
-                    message: format!("intent `{}` was sent before as another one", request.intent),
-                });
-            }
+        if let Some(done) = self
+            .home
+            .done_launch(&token)
+            .map_err(|error| later(&error))?
+        {
+            // What it launched may have ended, and been forgotten: it is not launched again.
+            return done.answer(request);
+        }
+        let open = self
+            .home
+            .open_launch(&token)
+            .map_err(|error| later(&error))?;
+        let accepted = match open {
             Some(accepted) => accepted,
             None => {
                 let accepted = self.decide(&token, request, user_data)?;
@@ -250,9 +257,10 @@ impl Shared {
                 accepted
             }
         };
+        let answer = accepted.answer(request)?;
         self.carry_out(&token, &accepted)
             .map_err(|error| unknown(&error))?;
-        Ok(accepted.launched)
+        Ok(answer)
     }
 
     /// What a launch is answered. Nothing is written yet.
@@ -458,7 +466,7 @@ impl Shared {
     /// saying so, and forgets those that ended long ago.
     fn recover(&self) -> io::Result<()> {
         for token in self.home.open_launches()? {
-            if let Some(accepted) = self.home.launch(&token)? {
+            if let Some(accepted) = self.home.open_launch(&token)? {
                 self.carry_out(&token, &accepted)?;
             }
         }
@@ -662,6 +670,21 @@ impl Shared {
                 "`{}` has no executable file: expected at least one task",
                 tasks.display()
             )
+        })
+    }
+}
+
+impl Accepted {
+    /// The answer to `request`, which has the token of this launch.
+    fn answer(&self, request: &LaunchRequest) -> Result<Launched, LaunchError> {
+        if self.request == *request {
+            return Ok(self.launched.clone());
+        }
+        Err(LaunchError::Mismatch {
+            message: format!(
+                "intent `{}` was sent before with other parameters",
+                request.intent
+            ),
         })
     }
 }

@@ -24,6 +24,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// it is asked to.
 const RUNNER: &str = r#"#!/bin/sh
 host=${3%/runner.toml}
+echo started >>"$host/starts"
 trap 'echo stopped >"$host/stopped"; exit 0' TERM
 (setsid sh -c 'trap "" TERM HUP; while :; do sleep 1000; done' "$host" &)
 echo "$AWS_EC2_METADATA_SERVICE_ENDPOINT" >"$host/up"
@@ -110,6 +111,104 @@ fn launching_process() {
     runtime
         .block_on(cloud.launch(&request(Path::new(root), "crash-1-0", 3), &user_data()))
         .unwrap();
+}
+
+/// Stands in for `runner` where it matters what an instance sees: asks, looks around, and writes down
+/// what it found; then waits for the notice of its end.
+#[test]
+#[ignore = "not a test: what runs on an instance"]
+fn asking_process() {
+    let words = words_after("asking_process");
+    let [configuration] = words.as_slice() else {
+        return;
+    };
+    let host = Path::new(configuration).parent().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let facts = look_around(host).await;
+        disk::write_whole(&host.join("facts"), facts.to_string().as_bytes()).unwrap();
+        let notice = until("the notice", async || {
+            let (status, notice) = ask("latest/meta-data/spot/instance-action", true).await;
+            if status == 200 {
+                Ok(notice)
+            } else {
+                Err(status.to_string())
+            }
+        });
+        let notice = notice.await;
+        disk::write_whole(&host.join("notice"), notice.as_bytes()).unwrap();
+        std::future::pending::<()>().await;
+    });
+}
+
+async fn look_around(host: &Path) -> serde_json::Value {
+    let mut answers = BTreeMap::new();
+    for item in [
+        "user-data",
+        "meta-data/instance-id",
+        "meta-data/ami-id",
+        "meta-data/placement/region",
+        "meta-data/placement/availability-zone",
+        "meta-data/instance-life-cycle",
+        "meta-data/spot/instance-action",
+        "meta-data/nothing",
+    ] {
+        answers.insert(item, ask(&format!("latest/{item}"), true).await);
+    }
+    let local = host.parent().unwrap().parent().unwrap();
+    let names = |directory: &Path| -> Vec<String> {
+        let entries = fs_err::read_dir(directory).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect()
+    };
+    let numbers = names(Path::new("/proc"));
+    // Asked and not tried: without namespaces these are the machine's own.
+    let is_writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+    let root = local.parent().unwrap().parent().unwrap();
+    let forwarded = fs_err::read_to_string(root.join("image/forwarded")).unwrap_or_default();
+    serde_json::json!({
+        "answers": answers,
+        "without token": ask("latest/meta-data/instance-id", false).await.0,
+        "hostname": nix::unistd::gethostname().unwrap().to_string_lossy(),
+        "boot_id": fs_err::read_to_string("/proc/sys/kernel/random/boot_id").unwrap(),
+        "processes": numbers.iter().filter(|name| name.parse::<u32>().is_ok()).count(),
+        "instances": names(local),
+        "state": names(local.parent().unwrap()),
+        "image is writable": is_writable(&root.join("image")),
+        "machine is writable": is_writable(Path::new("/etc")),
+        "writable is writable": is_writable(&root.join("writable")),
+        "temporary files": names(Path::new("/tmp")),
+        "temporary is writable": is_writable(Path::new("/tmp")),
+        "forwarded": fetch(&format!("http://{forwarded}/")).await,
+    })
+}
+
+/// Asks the metadata service, wherever it is.
+async fn ask(path: &str, with_token: bool) -> (u16, String) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what `runner` does in its `main`"
+    )]
+    let base = std::env::var("AWS_EC2_METADATA_SERVICE_ENDPOINT");
+    let base = base.unwrap_or_else(|_| "http://169.254.169.254".into());
+    let client = reqwest::Client::new();
+    let token = client
+        .put(format!("{base}/latest/api/token"))
+        .header("x-aws-ec2-metadata-token-ttl-seconds", "60")
+        .send();
+    let token = token.await.unwrap().text().await.unwrap();
+    let mut request = client.get(format!("{base}/{path}"));
+    if with_token {
+        request = request.header("x-aws-ec2-metadata-token", token);
+    }
+    let answer = request.send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+async fn fetch(url: &str) -> Result<String, String> {
+    let answer = reqwest::get(url).await.map_err(|error| error.to_string())?;
+    answer.text().await.map_err(|error| error.to_string())
 }
 
 fn region() -> Region {
@@ -409,7 +508,7 @@ async fn ending_one_ends_all_of_it_and_nothing_else(farm: Farm) {
     })
     .await;
     exists(&ended.join("stopped")).expect("`runner` was asked before it was ended");
-    let left = processes(ended.parent().unwrap());
+    let left = processes(&ended);
     assert_eq!(left.len(), 1, "{left:?}");
     assert_eq!(
         left[0].0.as_raw_nonzero().get().unsigned_abs(),
@@ -483,9 +582,9 @@ async fn a_launch_whose_process_is_killed_at_any_step_happens_once() {
             let seen = farm.all(InstanceState::Running).await;
             assert_eq!(seen.len(), 3, "{step} {passes}");
             for instance in &launched.instances {
-                let host = farm.host(&instance.id);
-                let runners = processes(&host.join("runner.toml"));
-                assert_eq!(runners.len(), 1, "{step} {passes}: {runners:?}");
+                let starts = farm.host(&instance.id).join("starts");
+                let starts = fs_err::read_to_string(starts).unwrap();
+                assert_eq!(starts, "started\n", "{step} {passes}");
             }
         }
     }
@@ -557,5 +656,360 @@ async fn an_instance_ends_with_its_runner_and_says_how() {
     assert_eq!(
         seen[0].state_reason.as_deref(),
         Some("`runner` ended with exit code 7")
+    );
+}
+
+/// A cloud whose instances look around. What they are to reach is `forwarded`.
+fn curious(mut farm: Farm, forwarded: &str) -> Farm {
+    let entry: Vec<String> = entry("asking_process")
+        .into_iter()
+        .map(|word| word.into_string().unwrap())
+        .collect();
+    let program = std::env::current_exe().unwrap();
+    let script = format!(
+        "#!/bin/sh\nexec {} {} \"$3\"\n",
+        program.display(),
+        entry.join(" ")
+    );
+    write_program(&farm.path().join("runner"), &script);
+    fs_err::create_dir(farm.path().join("writable")).unwrap();
+    fs_err::write(farm.path().join("image/forwarded"), forwarded).unwrap();
+    fs_err::write(farm.path().join("state/secret"), "of the provisioner").unwrap();
+    let isolation = farm.cloud.shared.settings.isolation;
+    farm.cloud = cloud(farm.path(), isolation, |config| {
+        let own = program.parent().unwrap().to_owned();
+        config.local.writable = vec![farm.root.path().join("writable"), own];
+        config.local.forward = vec![forwarded.parse().unwrap()];
+        config.provisioner.listen = "0.0.0.0:9".parse().unwrap();
+    });
+    farm
+}
+
+/// Something on this machine that answers `hello`.
+async fn greeter() -> (String, tokio::task::JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let router = axum::Router::new().route("/", axum::routing::get(async || "hello"));
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (address, serving)
+}
+
+async fn facts(host: &Path) -> serde_json::Value {
+    let facts = until("what the instance sees", async || {
+        let facts = fs_err::read(host.join("facts"));
+        facts.map_err(|error| {
+            let log = fs_err::read_to_string(host.join("runner.log"));
+            format!("{error} {}", log.unwrap_or_default())
+        })
+    })
+    .await;
+    json(&facts)
+}
+
+fn json(text: &[u8]) -> serde_json::Value {
+    serde_json::from_slice(text).unwrap()
+}
+
+async fn metadata_is_that_of_the_instance(farm: &Farm) -> serde_json::Value {
+    let launched = farm.launch("s-1-0", 1).await;
+    let id = &launched.instances[0].id;
+    let seen = facts(&farm.host(id)).await;
+    let image = farm.path().join("image");
+    assert_eq!(
+        seen["answers"],
+        serde_json::json!({
+            "user-data": [200, r#"{"farmhand":1}"#],
+            "meta-data/instance-id": [200, id],
+            "meta-data/ami-id": [200, image],
+            "meta-data/placement/region": [200, "local"],
+            "meta-data/placement/availability-zone": [200, "local-a"],
+            "meta-data/instance-life-cycle": [200, "spot"],
+            "meta-data/spot/instance-action": [404, ""],
+            "meta-data/nothing": [404, ""],
+        })
+    );
+    assert_eq!(seen["without token"], 401);
+    assert_eq!(seen["forwarded"], serde_json::json!({ "Ok": "hello" }));
+    seen
+}
+
+#[tokio::test]
+async fn a_plain_instance_learns_who_it_is() {
+    let (address, serving) = greeter().await;
+    let farm = with_state(Farm::new(Isolation::None));
+    let farm = curious(farm, &address);
+    metadata_is_that_of_the_instance(&farm).await;
+    serving.abort();
+}
+
+fn with_state(farm: Farm) -> Farm {
+    fs_err::create_dir(farm.path().join("state")).unwrap();
+    farm
+}
+
+#[tokio::test]
+async fn an_isolated_instance_learns_who_it_is_and_sees_nothing_else() {
+    let Some(farm) = Farm::isolated() else { return };
+    let (address, serving) = greeter().await;
+    let farm = curious(with_state(farm), &address);
+    let other = farm.launch("s-0-0", 1).await;
+    facts(&farm.host(&other.instances[0].id)).await;
+    let seen = metadata_is_that_of_the_instance(&farm).await;
+    let own = seen["answers"]["meta-data/instance-id"][1].clone();
+    assert_eq!(seen["hostname"], own);
+    assert_eq!(seen["instances"], serde_json::json!([own]));
+    assert_eq!(seen["state"], serde_json::json!(["local"]));
+    // Its first process, and this one.
+    assert_eq!(seen["processes"], 2);
+    let machine = fs_err::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_ne!(seen["boot_id"], machine);
+    assert_eq!(seen["image is writable"], false);
+    assert_eq!(seen["machine is writable"], false);
+    assert_eq!(seen["writable is writable"], true);
+    assert_eq!(seen["temporary is writable"], true);
+    // The farm itself, if it is below that; nothing of anybody else.
+    assert!(
+        seen["temporary files"].as_array().unwrap().len() <= 1,
+        "{seen}"
+    );
+    assert_eq!(
+        fs_err::read(farm.path().join("state/secret")).unwrap(),
+        b"of the provisioner"
+    );
+    serving.abort();
+}
+
+async fn an_interruption_is_said_and_happens(farm: Farm) {
+    let launched = farm.launch("s-1-0", 2).await;
+    let ids = ids(&launched);
+    let host = farm.host(&ids[0]);
+    facts(&host).await;
+    facts(&farm.host(&ids[1])).await;
+    fs_err::write(host.with_file_name("interrupt"), "2s\n").unwrap();
+    let notice = until("the notice", async || {
+        fs_err::read(host.join("notice")).map_err(|error| error.to_string())
+    })
+    .await;
+    let notice = json(&notice);
+    assert_eq!(notice["action"], "terminate");
+    let time: Timestamp = notice["time"].as_str().unwrap().parse().unwrap();
+    until("the end", async || {
+        let seen = farm.seen().await;
+        let (ended, kept): (Vec<_>, Vec<_>) = seen.into_iter().partition(|seen| seen.id == ids[0]);
+        assert_eq!(kept[0].state, InstanceState::Running);
+        if ended[0].state == InstanceState::Terminated {
+            assert!(ended[0].interrupted, "{ended:?}");
+            assert!(now() >= time);
+            Ok(())
+        } else {
+            Err(format!("{ended:?}"))
+        }
+    })
+    .await;
+    let left = processes(&host);
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_plain_instance_is_told_of_its_interruption_before_it_is_taken() {
+    let (address, serving) = greeter().await;
+    let farm = curious(with_state(Farm::new(Isolation::None)), &address);
+    an_interruption_is_said_and_happens(farm).await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn an_isolated_instance_is_told_of_its_interruption_before_it_is_taken() {
+    let Some(farm) = Farm::isolated() else { return };
+    let (address, serving) = greeter().await;
+    an_interruption_is_said_and_happens(curious(with_state(farm), &address)).await;
+    serving.abort();
+}
+
+fn market(config: &mut Config, root: &Path, text: &str) {
+    let path = root.join("local.market");
+    fs_err::write(&path, text).unwrap();
+    config.local.market = Some(path);
+}
+
+fn reasons(launched: &Launched) -> Vec<ShortReason> {
+    let shortfalls = launched.shortfalls.iter();
+    shortfalls.map(|shortfall| shortfall.reason).collect()
+}
+
+#[tokio::test]
+async fn capacity_and_quota_are_those_of_the_market_as_it_is_now() {
+    let mut farm = Farm::new(Isolation::None);
+    let offering = "[[offerings]]\nzone = \"local-a\"\ntype = \"small\"\nprice = 0.01\n";
+    farm.cloud = cloud(farm.path(), Isolation::None, |config| {
+        market(
+            config,
+            farm.root.path(),
+            &format!("{offering}capacity = 2\n"),
+        );
+    });
+    let first = farm.launch("s-1-0", 3).await;
+    assert_eq!(first.instances.len(), 2);
+    assert_eq!(reasons(&first), [ShortReason::NoCapacity]);
+    // The same answer, though there is more now.
+    let text = format!("{offering}capacity = 9\n[quota.local]\nspot = 3\n");
+    fs_err::write(farm.path().join("local.market"), text).unwrap();
+    assert_eq!(farm.launch("s-1-0", 3).await, first);
+    let second = farm.launch("s-1-1", 3).await;
+    assert_eq!(second.instances.len(), 1);
+    assert_eq!(reasons(&second), [ShortReason::Quota]);
+    // What has ended takes no capacity.
+    farm.up(&first).await;
+    farm.terminate(&ids(&first)).await;
+    until("both to have ended", async || {
+        let seen = farm.seen().await.into_iter();
+        match seen
+            .filter(|seen| seen.state == InstanceState::Terminated)
+            .count()
+        {
+            2 => Ok(()),
+            count => Err(format!("{count} have")),
+        }
+    })
+    .await;
+    let third = farm.launch("s-1-2", 2).await;
+    assert_eq!((third.instances.len(), third.shortfalls.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_market_with_faults_sells_nothing_and_says_what_is_wrong() {
+    let mut farm = Farm::new(Isolation::None);
+    farm.cloud = cloud(farm.path(), Isolation::None, |config| {
+        market(
+            config,
+            farm.root.path(),
+            "[[offerings]]\nzone = \"a\"\nprize = 1\n",
+        );
+    });
+    let types = BTreeSet::from([InstanceType::parse("small").unwrap()]);
+    let offered = farm.cloud.offerings(&region(), &types).await;
+    let Err(CloudError::Refused { message, .. }) = offered else {
+        panic!("{offered:?}");
+    };
+    assert!(message.contains("local.market:3: "), "{message}");
+    let request = request(farm.path(), "s-1-0", 1);
+    let launched = farm.cloud.launch(&request, &user_data()).await;
+    // It may be launched once the file is mended.
+    assert!(
+        matches!(launched, Err(LaunchError::Throttled { .. })),
+        "{launched:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_held_instance_is_not_ended() {
+    let farm = Farm::new(Isolation::None);
+    let launched = farm.launch("s-1-0", 1).await;
+    farm.up(&launched).await;
+    let ids = ids(&launched);
+    let hold = farm.host(&ids[0]).with_file_name("hold");
+    fs_err::write(&hold, "ada\n").unwrap();
+    let seen = farm.seen().await;
+    assert_eq!(seen[0].hold.as_deref(), Some("ada"));
+    let answer = farm.terminate(&ids).await;
+    assert!(
+        matches!(answer[&ids[0]], Err(TerminateError::Refused(_))),
+        "{answer:?}"
+    );
+    assert_eq!(farm.seen().await[0].state, InstanceState::Running);
+    fs_err::remove_file(hold).unwrap();
+    assert_eq!(farm.terminate(&ids).await[&ids[0]], Ok(()));
+    farm.all(InstanceState::Terminated).await;
+}
+
+#[tokio::test]
+async fn what_has_ended_is_shown_for_an_hour_and_then_forgotten() {
+    fn in_an_hour() -> Timestamp {
+        let hour = jiff::SignedDuration::try_from(SHOWN_AFTER_END).unwrap();
+        now().checked_add(hour).unwrap()
+    }
+    let mut farm = Farm::new(Isolation::None);
+    let launched = farm.launch("s-1-0", 2).await;
+    farm.up(&launched).await;
+    let ids = ids(&launched);
+    farm.terminate(&ids[..1]).await;
+    until("one to have ended", async || {
+        let seen = farm.seen().await;
+        let ended = seen
+            .iter()
+            .any(|seen| seen.state == InstanceState::Terminated);
+        if ended {
+            Ok(())
+        } else {
+            Err(format!("{seen:?}"))
+        }
+    })
+    .await;
+    assert_eq!(farm.seen().await.len(), 2);
+    Arc::get_mut(&mut farm.cloud.shared)
+        .unwrap()
+        .surroundings
+        .clock = in_an_hour;
+    let seen: Vec<_> = farm.seen().await.into_iter().map(|seen| seen.id).collect();
+    assert_eq!(seen, ids[1..]);
+    // Its launch is still answered as it was, and launches nothing.
+    assert_eq!(farm.launch("s-1-0", 2).await, launched);
+    assert_eq!(farm.seen().await.len(), 1);
+}
+
+#[tokio::test]
+async fn stopping_all_leaves_nothing_and_no_launch_behind() {
+    let farm = Farm::with(Isolation::None, impatient);
+    let willing = farm.launch("s-1-0", 2).await;
+    farm.up(&willing).await;
+    write_program(&farm.path().join("runner"), DEAF_RUNNER);
+    let deaf = farm.launch("s-1-1", 1).await;
+    farm.up(&deaf).await;
+    let stopped = stop_all(farm.cloud.directory(), Duration::from_secs(20), now).await;
+    let wanted = Stopped {
+        instances: 3,
+        killed: 0,
+        left: 0,
+    };
+    assert_eq!(stopped.unwrap(), wanted);
+    gone(farm.cloud.directory()).await;
+    let again = stop_all(farm.cloud.directory(), Duration::ZERO, now)
+        .await
+        .unwrap();
+    assert_eq!(again, Stopped::default());
+}
+
+#[tokio::test]
+async fn what_a_launch_needs_and_does_not_have_is_found_by_a_check() {
+    let farm = Farm::with(Isolation::None, |config| {
+        config.local.runner = Some("/nowhere/runner".into());
+        config.provisioner.url = "farm:8080".into();
+        let image = ImageSettings {
+            directory: Some("/nowhere/image".into()),
+            ..ImageSettings::default()
+        };
+        config
+            .images
+            .insert(ImageName::parse("gone").unwrap(), image);
+    });
+    fs_err::remove_file(farm.path().join("image/tasks.d/10-task")).unwrap();
+    let root = farm.path().to_str().unwrap().to_owned();
+    let findings: Vec<String> = farm
+        .cloud
+        .check()
+        .await
+        .into_iter()
+        .map(|Finding { subject, fault }| {
+            format!("{subject}: {}", fault.unwrap_or_else(|| "all right".into()))
+        })
+        .collect();
+    insta::assert_snapshot!(findings.join("\n").replace(&root, "ROOT"));
+    let refused = farm
+        .cloud
+        .launch(&request(farm.path(), "s-1-0", 1), &user_data())
+        .await;
+    assert!(
+        matches!(refused, Err(LaunchError::Refused { .. })),
+        "{refused:?}"
     );
 }
