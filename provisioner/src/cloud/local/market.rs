@@ -25,7 +25,7 @@ const DEFAULT_CAPACITY: u32 = 64;
 const DEFAULT_PRICE: Money = Money::from_micros(10_000);
 
 /// As long before the end as EC2 says it.
-const NOTICE: Duration = Duration::from_secs(120);
+pub(super) const NOTICE: Duration = Duration::from_secs(120);
 
 /// What there is to buy, and what is taken back.
 #[derive(Clone, Debug)]
@@ -587,6 +587,13 @@ at = 1970-01-01T01:00:00Z
         assert_eq!(taken("win64", 100, spot), Some(at(3600)));
         assert_eq!(taken("win64", 3600, spot), None);
         assert_eq!(taken("linux64", 100, CapacityType::OnDemand), None);
+    }
+
+    #[test]
+    fn the_example_is_a_market() {
+        let example = read_text(include_str!("../../../../deploy/local/local.market")).unwrap();
+        let offered = example.offerings(&default_region(), &small(), at(0));
+        assert_eq!(offered.len(), 3);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::namespaces::{self, Booted};
 use super::{descendants, metadata, relay};
 use crate::cloud::local::disk::{Meta, Phase, Place, Status};
-use crate::cloud::local::market::MarketFile;
+use crate::cloud::local::market::{Market, MarketFile, NOTICE};
 use crate::exit::Exit;
 
 /// How often the market and the files written by hand are looked at. A notice is two minutes long.
@@ -259,7 +259,7 @@ impl<'p> Supervised<'p> {
     fn interruption(&mut self, now: Timestamp) -> Option<Timestamp> {
         // A file with faults takes nothing back; `provisioner check` says what is wrong with it.
         let market = self.market.market().ok();
-        let notice = market.map_or(Duration::ZERO, super::super::market::Market::notice);
+        let notice = market.map_or(NOTICE, Market::notice);
         let scheduled = market.and_then(|market| market.interruption(&self.meta));
         let begins = |at: Timestamp| before(at, notice) <= now;
         let scheduled = scheduled.filter(|at| begins(*at));
