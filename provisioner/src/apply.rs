@@ -25,7 +25,7 @@ use crate::cloud::{
     Shortfall, TerminateError, UserData,
 };
 use crate::hosts::Hosts;
-use crate::ids::{ImageName, InstanceId, IntentId, PassId, PoolName, Region};
+use crate::ids::{InstanceId, IntentId, PassId, PoolName, Region};
 use crate::money::Money;
 use crate::plan::{Plan, Termination};
 use crate::shortage;
@@ -54,7 +54,7 @@ pub struct Applier<'a, C, S, U> {
     pub store: &'a S,
     /// The hosts, to be told.
     pub hosts: &'a Hosts,
-    /// What a host of a pool and image is handed.
+    /// What a host is handed that is launched by this request, decided at this time.
     pub user_data: U,
     /// The term we lead under.
     pub term: Term,
@@ -99,7 +99,7 @@ impl<C, S, U> Applier<'_, C, S, U>
 where
     C: Cloud,
     S: Store,
-    U: Fn(&PoolName, &ImageName) -> UserData,
+    U: Fn(&LaunchRequest, Timestamp) -> UserData,
 {
     /// Applies `plan`, made from `world` and found free of faults.
     ///
@@ -153,10 +153,13 @@ where
                 at: now,
                 interrupted: loss.interrupted,
             });
-            let verb = if loss.interrupted {
-                ActionVerb::Interrupted
-            } else {
-                ActionVerb::Lost
+            let decided = by_id
+                .get(&loss.id)
+                .is_some_and(|instance| instance.ended_at.is_some());
+            let verb = match (decided, loss.interrupted) {
+                (true, _) => ActionVerb::Gone,
+                (false, true) => ActionVerb::Interrupted,
+                (false, false) => ActionVerb::Lost,
             };
             changes.push(action(verb, &loss.id, loss.message.clone()));
             if let Some(instance) = by_id.get(&loss.id)
@@ -217,7 +220,7 @@ where
             changes.push(Change::IntentOpened(Intent {
                 request: request.clone(),
                 pass: plan.pass,
-                made_at: now,
+                made_at: world.now,
                 attempts: 0,
                 not_before: None,
             }));
@@ -350,10 +353,14 @@ where
             .intents
             .iter()
             .filter(|intent| plan.replays.contains(&intent.request.intent))
-            .map(|intent| &intent.request);
-        let mut by_region: BTreeMap<&Region, Vec<&LaunchRequest>> = BTreeMap::new();
-        for request in replays.chain(&plan.launches) {
-            by_region.entry(&request.region).or_default().push(request);
+            .map(|intent| (&intent.request, intent.made_at));
+        let launches = plan.launches.iter().map(|request| (request, world.now));
+        let mut by_region: BTreeMap<&Region, Vec<_>> = BTreeMap::new();
+        for (request, decided_at) in replays.chain(launches) {
+            by_region
+                .entry(&request.region)
+                .or_default()
+                .push((request, decided_at));
         }
         if by_region.is_empty() {
             return Ok(());
@@ -372,12 +379,12 @@ where
         &self,
         world: &World,
         pass: PassId,
-        requests: Vec<&LaunchRequest>,
+        requests: Vec<(&LaunchRequest, Timestamp)>,
     ) -> Result<Applied, StoreError> {
         let mut applied = Applied::default();
-        for request in requests {
+        for (request, decided_at) in requests {
             self.lead().await?;
-            let user_data = (self.user_data)(&request.pool, &request.image);
+            let user_data = (self.user_data)(request, decided_at);
             let result = match self.cloud.launch(request, &user_data).await {
                 Err(LaunchError::Mismatch { message }) => {
                     self.launched_before(request, message).await

@@ -81,10 +81,7 @@ pub enum Verb {
     Man,
     /// Run one instance of the local cloud.
     #[command(hide = true)]
-    LocalInstance {
-        /// Its directory.
-        directory: PathBuf,
-    },
+    LocalInstance(crate::cloud::local::instance::Args),
 }
 
 /// Arguments of `run`.

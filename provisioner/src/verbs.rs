@@ -9,12 +9,19 @@ use clap::CommandFactory as _;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::check;
 use crate::cli::{Cli, Format, HistoryArgs, HoldArgs, MaintenanceArgs, ReleaseArgs, Switch};
+use crate::cloud::{Cloud, Finding};
+use crate::config::Config;
 use crate::exit::Exit;
 use crate::explain;
-use crate::ids::PoolName;
+use crate::ids::{PassId, PoolName};
+use crate::observe::{self, Asked, Seen};
+use crate::plan;
 use crate::store::{Action, ActionVerb, Change, HistoryQuery, Pass, Store, StoreError};
-use crate::world::{Hold, Order};
+use crate::table::Table;
+use crate::view::{self, ImageRow, InstanceRow, PoolRow, Told};
+use crate::world::{Hold, Order, World, elapsed};
 
 /// Where answers and words go.
 #[derive(Debug)]
@@ -87,6 +94,101 @@ impl<O: Write, E: Write> Streams<O, E> {
     /// A pass in words, or as the JSON that `plan --replay` takes.
     pub fn pass(&mut self, pass: &Pass, only: Option<&PoolName>) -> Exit {
         self.answer(pass, |pass| explain::text(pass, only))
+    }
+
+    /// What a pass would do now.
+    pub fn rehearsal(&mut self, pass: &Pass) -> Exit {
+        let exit = self.pass(pass, None);
+        if exit == Exit::Done && !pass.faults.is_empty() {
+            return Exit::Failed;
+        }
+        exit
+    }
+
+    /// A stored pass planned again, by `config` or by its own.
+    pub fn replay(&mut self, pass: Pass, config: Config, as_then: bool) -> Exit {
+        let config = if as_then {
+            match serde_json::from_value(pass.config) {
+                Ok(config) => config,
+                Err(error) => {
+                    return self.refuse(
+                        Exit::Failed,
+                        format!(
+                            "the configuration of pass {} is not understood: {error}",
+                            pass.id
+                        ),
+                    );
+                }
+            }
+        } else {
+            config
+        };
+        let planned = plan::plan(&pass.world, &config, pass.seed);
+        let faults = check::check(&pass.world, &config, &planned);
+        let again = Pass {
+            config: serde_json::to_value(&config).unwrap_or_default(),
+            plan: planned,
+            faults,
+            ..pass
+        };
+        self.rehearsal(&again)
+    }
+
+    /// `provisioner ps`: what the store knows, orders of this minute included.
+    pub async fn ps<S: Store>(
+        &mut self,
+        store: &S,
+        config: &Config,
+        pool: Option<&PoolName>,
+        now: Timestamp,
+    ) -> Exit {
+        let world = match known(store, config, now).await {
+            Ok(world) => world,
+            Err(error) => return self.failed(&error),
+        };
+        let mut rows = view::instances(&world);
+        rows.retain(|row| pool.is_none_or(|pool| row.pool.as_ref() == Some(pool)));
+        self.answer(&rows, |rows| instances_table(rows, now))
+    }
+
+    /// `provisioner pools`: as of the last pass.
+    pub async fn pools<S: Store>(&mut self, store: &S) -> Exit {
+        match last_pass(store).await {
+            Ok(Some(pass)) => {
+                let age = format!("as of pass {} at {:.0}", pass.id, pass.at);
+                self.say(age);
+                self.answer(&view::pools(&pass), |rows| pools_table(rows))
+            }
+            Ok(None) => self.refuse(Exit::Failed, "no pass was made yet"),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// `provisioner images`.
+    pub async fn images<S: Store>(&mut self, store: &S, config: &Config, now: Timestamp) -> Exit {
+        match known(store, config, now).await {
+            Ok(world) => self.answer(&view::images(&world, config), |rows| images_table(rows)),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// `provisioner check`: what the cloud found, and `faults` found before.
+    pub async fn findings<C: Cloud>(&mut self, cloud: &C, faults: Vec<String>) -> Exit {
+        let own = faults.into_iter().map(|fault| Finding {
+            subject: "configuration".into(),
+            fault: Some(fault),
+        });
+        let mut findings: Vec<Finding> = own.collect();
+        findings.extend(cloud.check().await);
+        let is_whole = findings.iter().all(|finding| finding.fault.is_none());
+        let printed = self.answer(&findings, |findings| {
+            let line = |finding: &Finding| match &finding.fault {
+                None => format!("ok     {}\n", finding.subject),
+                Some(fault) => format!("fault  {}: {fault}\n", finding.subject),
+            };
+            findings.iter().map(line).collect()
+        });
+        if is_whole { printed } else { Exit::Failed }
     }
 
     /// `provisioner hold`.
@@ -230,6 +332,139 @@ impl<O: Write, E: Write> Streams<O, E> {
             Err(error) => self.failed(&error),
         }
     }
+}
+
+/// The World as far as the store knows it, without a look at the cloud.
+async fn known<S: Store>(store: &S, config: &Config, now: Timestamp) -> Result<World, StoreError> {
+    let stored = store.stored(now).await?;
+    let last = store.passes(1).await?;
+    let id = last.first().map_or(PassId(0), |pass| pass.id);
+    let (seen, asked) = (Seen::default(), Asked::default());
+    Ok(observe::world(id, now, config, seen, stored, asked))
+}
+
+async fn last_pass<S: Store>(store: &S) -> Result<Option<Pass>, StoreError> {
+    let last = store.passes(1).await?;
+    match last.first() {
+        Some(last) => store.pass(last.id).await,
+        None => Ok(None),
+    }
+}
+
+fn instances_table(rows: &[InstanceRow], now: Timestamp) -> String {
+    let mut table = Table::new(&[
+        "INSTANCE", "POOL", "IMAGE", "ZONE", "TYPE", "PRICE/H", "PHASE", "SINCE", "AGE", "RUNS",
+        "JOB", "TOLD", "HELD BY",
+    ]);
+    for row in rows {
+        let ago = |at: Option<Timestamp>| at.map(|at| short(elapsed(at, now))).unwrap_or_default();
+        let told = match (row.assignment, row.reason) {
+            (Told::GoOn, _) => String::new(),
+            (Told::Drain, reason) => format!("drain ({})", name(reason.as_ref())),
+            (Told::Quit, reason) => format!("quit ({})", name(reason.as_ref())),
+        };
+        table.row(vec![
+            row.instance_id.to_string(),
+            name(row.pool.as_ref()),
+            name(row.image.as_ref()),
+            row.zone.to_string(),
+            row.instance_type.to_string(),
+            row.price.to_string(),
+            word(&row.phase),
+            ago(row.since),
+            ago(Some(row.launched_at)),
+            row.runs.map(|runs| runs.to_string()).unwrap_or_default(),
+            row.job.clone().unwrap_or_default(),
+            told,
+            row.hold
+                .as_ref()
+                .map(|hold| hold.owner.clone())
+                .unwrap_or_default(),
+        ]);
+    }
+    table.text()
+}
+
+fn pools_table(rows: &[PoolRow]) -> String {
+    let mut table = Table::new(&[
+        "POOL",
+        "WAITING",
+        "OLDEST",
+        "UP",
+        "BUSY",
+        "COMING",
+        "LEAVING",
+        "TARGET",
+        "BILL/H",
+        "TODAY",
+        "BLOCKED BY",
+    ]);
+    for row in rows {
+        let mut blocked: Vec<String> = row.blocked.iter().map(|by| by.message.clone()).collect();
+        blocked.extend(
+            row.holds
+                .iter()
+                .map(|hold| format!("source {}: {}", hold.source, hold.reason)),
+        );
+        blocked.dedup();
+        table.row(vec![
+            row.pool.to_string(),
+            row.pending
+                .map(|pending| pending.to_string())
+                .unwrap_or_default(),
+            row.oldest_age.map(short).unwrap_or_default(),
+            row.existing.to_string(),
+            row.busy.to_string(),
+            row.requested.to_string(),
+            row.stopping.to_string(),
+            row.target.to_string(),
+            row.bill.to_string(),
+            format!("{:.2}", row.spent_today),
+            blocked.join("; "),
+        ]);
+    }
+    table.text()
+}
+
+fn images_table(rows: &[ImageRow]) -> String {
+    let mut table = Table::new(&["IMAGE", "POOL", "SHARE", "INSTANCES", "REGISTERED", "BUSY"]);
+    for row in rows {
+        if row.pools.is_empty() {
+            let unused = vec![row.image.to_string(), String::new(), String::new()];
+            let zeros = std::iter::repeat_n("0".to_owned(), 3);
+            table.row(unused.into_iter().chain(zeros).collect());
+        }
+        for pool in &row.pools {
+            table.row(vec![
+                row.image.to_string(),
+                pool.pool.to_string(),
+                format!("{} %", pool.percentage),
+                pool.instances.to_string(),
+                pool.registered.to_string(),
+                pool.busy.to_string(),
+            ]);
+        }
+    }
+    table.text()
+}
+
+fn name(name: Option<&impl ToString>) -> String {
+    name.map(ToString::to_string).unwrap_or_default()
+}
+
+/// The stable name of a value, as JSON has it.
+fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+/// The two largest units of a duration.
+fn short(time: std::time::Duration) -> String {
+    let whole = std::time::Duration::from_secs(time.as_secs());
+    let words = humantime::format_duration(whole).to_string();
+    words.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 fn order(verb: ActionVerb, by: String, at: Timestamp) -> Action {

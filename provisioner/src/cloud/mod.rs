@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ImageId, ImageName, InstanceId, InstanceType, IntentId, PoolName, Region, Zone};
 use crate::money::Money;
 
+pub mod any;
 pub mod budget;
 pub mod local;
 

@@ -338,6 +338,8 @@ pub enum ActionVerb {
     Terminated,
     /// It could not be ended.
     EndFailed,
+    /// It is gone, as was decided.
+    Gone,
     /// It was gone, without us.
     Lost,
     /// The cloud took it back.
@@ -369,6 +371,7 @@ impl std::fmt::Display for ActionVerb {
             Self::EndDecided => "end_decided",
             Self::Terminated => "terminated",
             Self::EndFailed => "end_failed",
+            Self::Gone => "gone",
             Self::Lost => "lost",
             Self::Interrupted => "interrupted",
             Self::JobLost => "job_lost",
