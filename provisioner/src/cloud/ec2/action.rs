@@ -183,4 +183,40 @@ mod tests {
             assert_eq!(once, action == Action::CreateFleet, "{action:?}");
         }
     }
+
+    /// What the policy grants, by service.
+    fn granted(service: &str) -> Vec<String> {
+        let policy = include_str!("../../../../deploy/iam-policy.json");
+        let policy: serde_json::Value = serde_json::from_str(policy).unwrap();
+        let statements = policy["Statement"].as_array().unwrap();
+        assert!(
+            statements
+                .iter()
+                .all(|statement| statement["Effect"] == "Allow")
+        );
+        let actions = statements
+            .iter()
+            .flat_map(|statement| match &statement["Action"] {
+                serde_json::Value::Array(actions) => actions.clone(),
+                one => vec![one.clone()],
+            });
+        let actions = actions.map(|action| action.as_str().unwrap().to_owned());
+        let mut granted: Vec<String> = actions
+            .filter_map(|action| Some(action.strip_prefix(service)?.strip_prefix(':')?.to_owned()))
+            .collect();
+        granted.sort();
+        granted.dedup();
+        granted
+    }
+
+    #[test]
+    fn the_policy_grants_what_is_called_and_nothing_else() {
+        // Tags given at creation need the right to tag as well.
+        let mut called: Vec<&str> = Action::ALL.iter().map(|action| action.name()).collect();
+        called.push("CreateTags");
+        called.sort_unstable();
+        assert_eq!(granted("ec2"), called);
+        // A host's role is passed on, and the first fleet of an account makes two roles of AWS's.
+        assert_eq!(granted("iam"), ["CreateServiceLinkedRole", "PassRole"]);
+    }
 }

@@ -129,12 +129,12 @@ impl<'a> Look<'a> {
         &self.region.caller.region
     }
 
+    /// Those that may have hosts here.
     fn pools(&self) -> impl Iterator<Item = (&'a PoolName, &'a PoolSettings)> + use<'a> {
-        let region = self.name();
-        self.farm
-            .pools
-            .iter()
-            .filter(move |(_, pool)| uses(pool, region))
+        let name = self.name();
+        let launches = self.region.settings.weight > 0.0;
+        let pools = self.farm.pools.iter();
+        pools.filter(move |(_, pool)| launches && uses(pool, name))
     }
 
     /// About the region as a whole: its pools are named, because they are what suffers.
@@ -278,11 +278,15 @@ impl<'a> Look<'a> {
             .total_target_capacity(1)
             .default_target_capacity_type(types::DefaultTargetCapacityType::Spot)
             .build();
+        // Least rights are for fleets that carry our owner tag.
+        let tags = [tags::tag(tags::OWNER, &self.farm.fleet)];
+        let tags = tags::specification(types::ResourceType::Fleet, &tags);
         let send = |client: Client| {
             client
                 .create_fleet()
                 .dry_run(true)
                 .r#type(types::FleetType::Instant)
+                .tag_specifications(tags.clone())
                 .launch_template_configs(config.clone())
                 .target_capacity_specification(target.clone())
                 .send()

@@ -206,8 +206,15 @@ pub(super) fn read(status: u16, code: Option<&str>, message: &str) -> Fault {
         ("IdempotentParameterMismatch" | "IdempotentInstanceTerminated", _) => {
             Fault::Mismatch { message }
         }
-        // Two calls met at the same thing; EC2 asks for a little patience.
-        ("ConcurrentTagAccess" | "DependencyViolation" | "IncorrectState", _) => Fault::Throttled {
+        // Two calls met at the same thing, or the pages of an answer have changed meanwhile.
+        (
+            "ConcurrentTagAccess"
+            | "DependencyViolation"
+            | "IncorrectState"
+            | "InvalidNextToken"
+            | "InvalidPaginationToken",
+            _,
+        ) => Fault::Throttled {
             retry_after: LATER,
             message,
         },

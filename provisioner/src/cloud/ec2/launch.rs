@@ -311,3 +311,237 @@ fn only_zone(request: &LaunchRequest) -> Option<Zone> {
     let first = zones.next().cloned();
     first.filter(|_| zones.next().is_none())
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_ec2::types::builders::FleetLaunchTemplateOverridesBuilder;
+
+    use super::super::market::Subnet;
+    use super::*;
+    use crate::ids::PoolName;
+    use crate::money::Money;
+
+    fn zone(name: &str) -> Zone {
+        Zone::parse(name).unwrap()
+    }
+
+    fn subnets() -> Subnets {
+        let subnet = |id: &str, name| Subnet {
+            id: id.to_owned(),
+            zone: zone(name),
+            free: 100,
+        };
+        Subnets {
+            found: vec![subnet("subnet-a", "r-1a"), subnet("subnet-b", "r-1b")],
+        }
+    }
+
+    fn request(places: &[(&str, &str)]) -> LaunchRequest {
+        let choice = |(instance_type, name): &(&str, &str)| Choice {
+            instance_type: InstanceType::parse(instance_type).unwrap(),
+            zone: zone(name),
+            price: Money::from_micros(10_000),
+        };
+        LaunchRequest {
+            intent: "s-1-1".parse().unwrap(),
+            pool: PoolName::parse("linux64").unwrap(),
+            image: "stable".parse().unwrap(),
+            image_id: "ami-1".parse().unwrap(),
+            region: "r-1".parse().unwrap(),
+            capacity_type: CapacityType::Spot,
+            count: 7,
+            choices: places.iter().map(choice).collect(),
+            allocation: Allocation::default(),
+        }
+    }
+
+    fn version() -> Version {
+        Version {
+            template: "farmhand.t".into(),
+            number: 3,
+        }
+    }
+
+    fn order(request: &LaunchRequest) -> Order {
+        Order::of("farm", request, &version(), &subnets()).unwrap()
+    }
+
+    #[test]
+    fn an_override_says_type_subnet_image_and_rank_and_no_price() {
+        let order = order(&request(&[("a.large", "r-1b"), ("b.large", "r-1a")]));
+        let shown: Vec<_> = order
+            .template
+            .overrides()
+            .iter()
+            .map(|one| {
+                assert_eq!(one.image_id(), Some("ami-1"));
+                assert_eq!(one.max_price(), None);
+                let name = one.instance_type().map(types::InstanceType::as_str);
+                (
+                    name.unwrap(),
+                    one.subnet_id().unwrap(),
+                    one.priority().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [("a.large", "subnet-b", 0.0), ("b.large", "subnet-a", 1.0)]
+        );
+        let template = order.template.launch_template_specification().unwrap();
+        assert_eq!(template.version(), Some("3"));
+        assert_eq!(order.target.total_target_capacity(), Some(7));
+    }
+
+    #[test]
+    fn the_strategy_is_always_said_and_only_that_of_the_capacity_type() {
+        use types::{FleetOnDemandAllocationStrategy as OnDemand, SpotAllocationStrategy as Spot};
+        let table = [
+            (
+                Allocation::PriceCapacityOptimized,
+                Spot::PriceCapacityOptimized,
+                OnDemand::Prioritized,
+            ),
+            (
+                Allocation::CapacityOptimized,
+                Spot::CapacityOptimized,
+                OnDemand::Prioritized,
+            ),
+            (
+                Allocation::LowestPrice,
+                Spot::LowestPrice,
+                OnDemand::LowestPrice,
+            ),
+        ];
+        for (allocation, spot, on_demand) in table {
+            let mut request = request(&[("a.large", "r-1a")]);
+            request.allocation = allocation;
+            let made = order(&request);
+            let said = made
+                .spot
+                .as_ref()
+                .and_then(types::SpotOptionsRequest::allocation_strategy);
+            assert_eq!((said, made.on_demand), (Some(&spot), None));
+            request.capacity_type = CapacityType::OnDemand;
+            let made = order(&request);
+            let said = made.on_demand.as_ref();
+            let said = said.and_then(types::OnDemandOptionsRequest::allocation_strategy);
+            assert_eq!((said, made.spot), (Some(&on_demand), None));
+        }
+    }
+
+    #[test]
+    fn fleet_instances_and_volumes_get_the_same_tags() {
+        let order = order(&request(&[("a.large", "r-1a")]));
+        let kinds: Vec<_> = order
+            .tags
+            .iter()
+            .filter_map(|one| one.resource_type())
+            .collect();
+        use types::ResourceType::{Fleet, Instance, Volume};
+        assert_eq!(kinds, [&Fleet, &Instance, &Volume]);
+        assert!(
+            order
+                .tags
+                .iter()
+                .all(|one| one.tags() == order.tags[0].tags())
+        );
+        assert_eq!(order.tags[0].tags().len(), 5);
+    }
+
+    #[test]
+    fn what_does_not_fit_into_one_call_falls_short() {
+        let mut request = request(&[("a.large", "r-1a")]);
+        request.count = 1001;
+        let made = order(&request);
+        assert_eq!((made.instances, made.shortfalls.len()), (1000, 1));
+        assert_eq!(made.shortfalls[0].reason, ShortReason::Throttled);
+        request.count = 1000;
+        assert_eq!(order(&request).shortfalls, []);
+        request.choices = vec![request.choices[0].clone(); MOST_OVERRIDES + 1];
+        assert_eq!(order(&request).template.overrides().len(), MOST_OVERRIDES);
+        request.count = 0;
+        assert!(Order::of("farm", &request, &version(), &subnets()).is_err());
+    }
+
+    fn at(subnet: &str) -> types::LaunchTemplateAndOverridesResponse {
+        let place = |place: FleetLaunchTemplateOverridesBuilder| place.subnet_id(subnet);
+        let overrides = place(types::FleetLaunchTemplateOverrides::builder())
+            .instance_type(types::InstanceType::from("a.large"))
+            .build();
+        types::LaunchTemplateAndOverridesResponse::builder()
+            .overrides(overrides)
+            .build()
+    }
+
+    fn error(subnet: &str, code: &str) -> types::CreateFleetError {
+        types::CreateFleetError::builder()
+            .launch_template_and_overrides(at(subnet))
+            .error_code(code)
+            .error_message("words")
+            .build()
+    }
+
+    #[test]
+    fn an_answer_is_read_by_the_overrides_it_repeats() {
+        let group = types::CreateFleetInstance::builder()
+            .launch_template_and_overrides(at("subnet-b"))
+            .instance_type(types::InstanceType::from("a.large"))
+            .instance_ids("i-1")
+            .instance_ids("i-2")
+            .build();
+        let answer = CreateFleetOutput::builder()
+            .instances(group)
+            .errors(error("subnet-a", "InsufficientInstanceCapacity"))
+            .errors(error("subnet-a", "InsufficientInstanceCapacity"))
+            .errors(error("subnet-b", "MaxSpotInstanceCountExceeded"))
+            .errors(error("subnet-b", "BrandNew"))
+            .build();
+        let request = request(&[("a.large", "r-1a"), ("a.large", "r-1b")]);
+        let launched = launched(&request, &subnets(), &answer).unwrap();
+        let ids: Vec<_> = launched
+            .instances
+            .iter()
+            .map(|one| (one.id.as_str(), one.zone.as_str()))
+            .collect();
+        assert_eq!(ids, [("i-1", "r-1b"), ("i-2", "r-1b")]);
+        let shown: Vec<_> = launched
+            .shortfalls
+            .iter()
+            .map(|short| {
+                (
+                    short.offering.as_ref().unwrap().zone.as_str(),
+                    short.reason,
+                    &*short.message,
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                (
+                    "r-1a",
+                    ShortReason::NoCapacity,
+                    "InsufficientInstanceCapacity: words"
+                ),
+                (
+                    "r-1b",
+                    ShortReason::Quota,
+                    "MaxSpotInstanceCountExceeded: words; ask AWS for a larger quota, or lower `max_instances`"
+                ),
+                ("r-1b", ShortReason::Other, "BrandNew: words"),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_instance_without_a_place_is_to_be_found_by_its_tag() {
+        let group = types::CreateFleetInstance::builder()
+            .instance_ids("i-1")
+            .build();
+        let answer = CreateFleetOutput::builder().instances(group).build();
+        let request = request(&[("a.large", "r-1a"), ("a.large", "r-1b")]);
+        let fault = launched(&request, &subnets(), &answer).unwrap_err();
+        assert!(matches!(fault, Fault::Mismatch { .. }), "{fault:?}");
+    }
+}

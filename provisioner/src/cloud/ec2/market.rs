@@ -277,3 +277,73 @@ pub(super) fn offerings(
     }
     offerings
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_ec2::primitives::DateTime;
+
+    use super::*;
+
+    fn row(product: &str, seconds: i64, price: &str) -> types::SpotPrice {
+        types::SpotPrice::builder()
+            .instance_type(types::InstanceType::from("a.large"))
+            .availability_zone("r-1a")
+            .product_description(types::RiProductDescription::from(product))
+            .timestamp(DateTime::from_secs(seconds))
+            .spot_price(price)
+            .build()
+    }
+
+    fn price(rows: &[types::SpotPrice]) -> Option<Money> {
+        let mut prices = Prices {
+            asked: BTreeSet::new(),
+            asked_at: Timestamp::UNIX_EPOCH,
+            spot: BTreeMap::new(),
+        };
+        for row in rows {
+            prices.read(row, "Linux/UNIX");
+        }
+        prices.spot.into_values().next().map(|(_, price)| price)
+    }
+
+    #[test]
+    fn the_latest_price_of_the_product_counts_in_whatever_order_it_comes() {
+        let mut rows = vec![
+            row("Linux/UNIX", 100, "0.10"),
+            row("Linux/UNIX (Amazon VPC)", 300, "0.30"),
+            row("Windows", 400, "0.40"),
+            row("Linux/UNIX", 200, "0.20"),
+        ];
+        for _ in 0..rows.len() {
+            rows.rotate_left(1);
+            assert_eq!(price(&rows), Some(Money::from_micros(300_000)));
+        }
+        assert_eq!(price(&rows[..0]), None);
+    }
+
+    #[test]
+    fn a_row_without_a_price_is_no_offering() {
+        for bad in ["", "free", "-1", "NaN"] {
+            assert_eq!(price(&[row("Linux/UNIX", 1, bad)]), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_zone_has_the_subnet_the_configuration_names_first() {
+        let subnet = |id: &str, zone: &str| Subnet {
+            id: id.to_owned(),
+            zone: Zone::parse(zone).unwrap(),
+            free: 1,
+        };
+        let subnets = Subnets {
+            found: vec![
+                subnet("s-1", "r-1a"),
+                subnet("s-2", "r-1a"),
+                subnet("s-3", "r-1b"),
+            ],
+        };
+        assert_eq!(subnets.of_zone(&Zone::parse("r-1a").unwrap()), Some("s-1"));
+        assert_eq!(subnets.of_zone(&Zone::parse("r-1c").unwrap()), None);
+        assert_eq!(subnets.zone_of("s-3").map(Zone::as_str), Some("r-1b"));
+    }
+}
