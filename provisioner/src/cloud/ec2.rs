@@ -217,8 +217,11 @@ impl RegionCloud {
     }
 
     async fn subnets(&self, priority: Priority) -> Result<Arc<Subnets>, Fault> {
-        let ask = |_| Subnets::ask(&self.caller, priority, &self.settings.subnets);
-        self.subnets.get(DAY, |_| true, ask).await
+        let wanted = &self.settings.subnets;
+        // One that is missing may be made any moment.
+        let serves = |subnets: &Subnets| subnets.found.len() == wanted.len();
+        let ask = |_| Subnets::ask(&self.caller, priority, wanted);
+        self.subnets.get(DAY, serves, ask).await
     }
 
     async fn sold(
@@ -318,9 +321,12 @@ impl RegionCloud {
         request: &LaunchRequest,
         user_data: &UserData,
     ) -> Result<Launched, Fault> {
-        let pool = farm.pools.get(&request.pool).cloned().unwrap_or_default();
+        let pool = farm.pools.get(&request.pool).ok_or_else(|| {
+            let message = format!("pool `{}` is no longer configured", request.pool);
+            Fault::refused(ShortReason::Settings, message)
+        })?;
         let subnets = self.subnets(Priority::Launch).await.map_err(not_begun)?;
-        let version = self.version(farm, request, &pool, user_data).await;
+        let version = self.version(farm, request, pool, user_data).await;
         let version = version.map_err(not_begun)?;
         let order = Order::of(&farm.fleet, request, &version, &subnets)?;
         let answer = match self.create_fleet(&order).await {
@@ -519,5 +525,31 @@ impl Cloud for Ec2 {
 
     async fn check(&self) -> Vec<Finding> {
         check::findings(&self.farm, &self.regions).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    fn sources(directory: &Path) -> Vec<PathBuf> {
+        let entries = fs_err::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let (directories, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+        let below = directories.iter().flat_map(|directory| sources(directory));
+        files.into_iter().chain(below).collect()
+    }
+
+    #[test]
+    fn nothing_else_names_the_sdk() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let ours = root.join("cloud/ec2");
+        let naming = sources(&root).into_iter().filter(|path| {
+            let text = fs_err::read(path).unwrap();
+            let names = String::from_utf8_lossy(&text).contains("aws_");
+            names && !path.starts_with(&ours)
+        });
+        assert_eq!(naming.collect::<Vec<_>>(), [root.join("cloud/ec2.rs")]);
     }
 }

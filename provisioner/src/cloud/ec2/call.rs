@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use super::action::Action;
 use super::fault::{self, Fault};
 use crate::cloud::ShortReason;
-use crate::cloud::budget::{Budget, Priority};
+use crate::cloud::budget::{Budget, Cost, Priority};
 use crate::ids::Region;
 
 /// First pause after a lost answer; it doubles. What is throttled waits in the budget instead.
@@ -69,8 +69,9 @@ impl Caller {
         let mut attempt = 1;
         loop {
             // What failed launched or ended nothing: its instances are counted once.
-            let counted = if attempt == 1 { instances } else { 0 };
-            let fault = match self.once(action, priority, counted, &send).await {
+            let cost = action.cost(if attempt == 1 { instances } else { 0 });
+            self.admit(action, priority, cost).await?;
+            let fault = match self.once(action, cost, &send).await {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
@@ -88,23 +89,24 @@ impl Caller {
         }
     }
 
+    async fn admit(&self, action: Action, priority: Priority, cost: Cost) -> Result<(), Fault> {
+        let admitted = self.budget.admit(priority, cost, action.patience()).await;
+        admitted.map_err(|exhausted| Fault::Throttled {
+            retry_after: exhausted.retry_after,
+            message: format!("{} was not called: {exhausted}", action.name()),
+        })
+    }
+
     async fn once<O, E, F>(
         &self,
         action: Action,
-        priority: Priority,
-        instances: u32,
+        cost: Cost,
         send: &impl Fn(Client) -> F,
     ) -> Result<O, Fault>
     where
         E: Error + ProvideErrorMetadata + 'static,
         F: Future<Output = Result<O, SdkError<E>>>,
     {
-        let cost = action.cost(instances);
-        let admitted = self.budget.admit(priority, cost, action.patience()).await;
-        admitted.map_err(|exhausted| Fault::Throttled {
-            retry_after: exhausted.retry_after,
-            message: format!("{} was not called: {exhausted}", action.name()),
-        })?;
         self.calls.count(action);
         let region = &self.region;
         let timeout = action.timeout(self.timeout);
