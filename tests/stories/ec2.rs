@@ -12,6 +12,7 @@ use std::time::Duration;
 use farm_tests::ec2::{
     Effect, FakeEc2, Fault, Outage, Point, Settings, SubnetSetting, Timing, image_id, subnet_id,
 };
+use farm_tests::services::Moto;
 use jiff::{SignedDuration, Timestamp};
 use provisioner::cloud::ec2::{Action, Ec2};
 use provisioner::cloud::{
@@ -274,7 +275,12 @@ async fn a_launch_is_one_call_and_its_instances_have_their_tags_from_the_start()
 async fn a_hundred_instances_take_four_calls_the_first_time_and_one_after() {
     let farm = Farm::start(|_| {});
     let ec2 = farm.ec2().await;
-    let calls = || Action::ALL.iter().map(|action| ec2.calls(*action)).sum::<u64>();
+    let calls = || {
+        Action::ALL
+            .iter()
+            .map(|action| ec2.calls(*action))
+            .sum::<u64>()
+    };
     // Subnets, a look for the template, the template, the fleet.
     launch(&ec2, &request("s-1-1", 100)).await;
     assert_eq!(calls(), 4);
@@ -966,7 +972,9 @@ fn the_environment_gives_endpoint_and_credentials_when_the_configuration_gives_n
 fn in_an_environment_of_its_own() {
     on_its_own(async {
         let mut config = Config::default();
-        config.regions.insert(region(EAST), RegionSettings::default());
+        config
+            .regions
+            .insert(region(EAST), RegionSettings::default());
         let ec2 = Ec2::connect(&config, now).await;
         assert_eq!(ec2.instances(&region(EAST)).await, Ok(Vec::new()));
     });
@@ -1187,12 +1195,18 @@ fn subnets_of(url: &str) -> Vec<String> {
         .and_then(reqwest::blocking::Response::text)
         .expect("moto answers");
     let ids = answer.split("<subnetId>").skip(1);
-    ids.filter_map(|rest| rest.split('<').next()).map(str::to_owned).collect()
+    ids.filter_map(|rest| rest.split('<').next())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn on_its_own<T>(story: impl Future<Output = T>) -> T {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().build().expect("a runtime").block_on(story)
+    runtime
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(story)
 }
 
 #[test]
@@ -1203,17 +1217,33 @@ fn moto_launches_lists_and_ends_what_we_ask_for() {
         let mut request = request("s-1-1", 3);
         request.image_id = MOTO_IMAGE.parse().unwrap();
         let launched = launch(&ec2, &request).await;
-        assert_eq!((launched.instances.len(), &*launched.shortfalls), (3, &[][..]));
-        let zones: BTreeSet<_> = launched.instances.iter().map(|one| one.zone.as_str()).collect();
+        assert_eq!(
+            (launched.instances.len(), &*launched.shortfalls),
+            (3, &[][..])
+        );
+        let zones: BTreeSet<_> = launched
+            .instances
+            .iter()
+            .map(|one| one.zone.as_str())
+            .collect();
         assert_eq!(zones, BTreeSet::from(["us-east-1a"]));
 
         let seen = ec2.instances(&region(EAST)).await.unwrap();
         let seen_ids: BTreeSet<&str> = seen.iter().map(|one| one.id.as_str()).collect();
         assert_eq!(seen_ids, ids(&launched));
         for one in &seen {
-            assert_eq!(one.intent.as_ref().map(ToString::to_string).as_deref(), Some("s-1-1"));
-            assert_eq!(one.pool.as_ref().map(ToString::to_string).as_deref(), Some("linux64"));
-            assert_eq!(one.image_id.as_ref().map(ToString::to_string).as_deref(), Some(MOTO_IMAGE));
+            assert_eq!(
+                one.intent.as_ref().map(ToString::to_string).as_deref(),
+                Some("s-1-1")
+            );
+            assert_eq!(
+                one.pool.as_ref().map(ToString::to_string).as_deref(),
+                Some("linux64")
+            );
+            assert_eq!(
+                one.image_id.as_ref().map(ToString::to_string).as_deref(),
+                Some(MOTO_IMAGE)
+            );
             assert_eq!(one.offering.capacity_type, CapacityType::Spot);
             assert_eq!(one.state, InstanceState::Running);
         }
@@ -1225,7 +1255,10 @@ fn moto_launches_lists_and_ends_what_we_ask_for() {
         assert!(all[..3].iter().all(|id| ended[id] == Ok(())), "{ended:?}");
         assert_eq!(ec2.calls(Action::TerminateInstances), 2);
         let seen = ec2.instances(&region(EAST)).await.unwrap();
-        assert!(seen.iter().all(|one| one.state == InstanceState::Terminated));
+        assert!(
+            seen.iter()
+                .all(|one| one.state == InstanceState::Terminated)
+        );
     });
 }
 
@@ -1239,7 +1272,9 @@ fn moto_keeps_a_version_of_our_template_for_each_content() {
             let ec2 = Ec2::connect(&config, now).await;
             let mut request = request(&format!("s-{number}"), 1);
             request.image_id = MOTO_IMAGE.parse().unwrap();
-            let user_data = UserData { json: format!("{{\"token\":\"{content}\"}}") };
+            let user_data = UserData {
+                json: format!("{{\"token\":\"{content}\"}}"),
+            };
             let launched = ec2.launch(&request, &user_data).await.unwrap();
             assert_eq!(launched.instances.len(), 1);
             calls.0 += ec2.calls(Action::CreateLaunchTemplate);
@@ -1275,9 +1310,16 @@ fn moto_sells_types_in_zones_at_a_price() {
         let ec2 = Ec2::connect(&config, now).await;
         let types = BTreeSet::from([LARGE.parse().unwrap(), "m5.large".parse().unwrap()]);
         let offerings = ec2.offerings(&region(EAST), &types).await.unwrap();
-        let sold: BTreeSet<_> = offerings.iter().map(|one| one.key.instance_type.clone()).collect();
+        let sold: BTreeSet<_> = offerings
+            .iter()
+            .map(|one| one.key.instance_type.clone())
+            .collect();
         assert_eq!(sold, types);
-        assert!(offerings.iter().all(|one| one.price == Money::from_micros(10)));
+        assert!(
+            offerings
+                .iter()
+                .all(|one| one.price == Money::from_micros(10))
+        );
     });
 }
 
@@ -1286,17 +1328,33 @@ fn moto_passes_the_check_and_misses_what_is_missing() {
     let (_moto, mut config, _keys) = moto();
     on_its_own(async {
         let healthy = Ec2::connect(&config, now).await.check().await;
-        assert!(healthy.iter().all(|finding| finding.fault.is_none()), "{}", shown(&healthy));
+        assert!(
+            healthy.iter().all(|finding| finding.fault.is_none()),
+            "{}",
+            shown(&healthy)
+        );
         let east = config.regions.get_mut(&region(EAST)).unwrap();
         east.subnets.push("subnet-00000000000000bad".to_owned());
         east.security_groups.push("sg-00000000000000bad".to_owned());
-        config.regions.insert(region("us-esat-1"), RegionSettings::default());
+        config
+            .regions
+            .insert(region("us-esat-1"), RegionSettings::default());
         let image = config.images.values_mut().next().unwrap();
-        image.ids.insert(region(EAST), "ami-00000000000000bad".parse().unwrap());
+        image
+            .ids
+            .insert(region(EAST), "ami-00000000000000bad".parse().unwrap());
         let ec2 = Ec2::connect(&config, now).await;
         let findings = ec2.check().await;
-        let faults: Vec<_> = findings.iter().filter_map(|one| one.fault.as_deref()).collect();
-        for part in ["subnet-00000000000000bad", "sg-00000000000000bad", "ami-00000000000000bad", "us-esat-1"] {
+        let faults: Vec<_> = findings
+            .iter()
+            .filter_map(|one| one.fault.as_deref())
+            .collect();
+        for part in [
+            "subnet-00000000000000bad",
+            "sg-00000000000000bad",
+            "ami-00000000000000bad",
+            "us-esat-1",
+        ] {
             let naming = faults.iter().filter(|fault| fault.contains(part)).count();
             assert_eq!(naming, 1, "{part}: {}", shown(&findings));
         }
