@@ -49,7 +49,7 @@ impl Refusal {
             retry_after: Some(wait),
             ..Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
-                "too many calls: expected 5 a second at most",
+                "too many calls: expected none before `Retry-After`",
             )
         }
     }

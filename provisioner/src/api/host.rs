@@ -75,7 +75,7 @@ pub(super) async fn register<S: Store + 'static>(
         .map_err(Refusal::too_many)?;
     let fields = Fields::of(body).await?;
     let key = fields.parsed("key", "32 hexadecimal digits", parse_key)?;
-    let boot_id = tame(fields.text("boot_id", LONGEST_TEXT)?, LONGEST_TEXT);
+    let boot_id = boot_id(&fields)?;
     let runner = fields.text("runner", LONGEST_TEXT)?.to_owned();
 
     let _place = api.at_store().await;
@@ -312,9 +312,14 @@ fn parse_key(text: &str) -> Option<String> {
     is_key.then(|| text.to_ascii_lowercase())
 }
 
+/// For the log. A host that cannot tell its own is as good as any.
+fn boot_id(fields: &Fields) -> Result<String, Refusal> {
+    fields.parsed("boot_id", "text", |text| Some(tame(text, LONGEST_TEXT)))
+}
+
 /// What a host says of itself.
 fn said(fields: &Fields) -> Result<Said, Refusal> {
-    fields.text("boot_id", LONGEST_TEXT)?;
+    boot_id(fields)?;
     let activity = fields.parsed(
         "activity",
         &format!("one of {}", words(&ACTIVITIES.map(|(word, _)| word))),

@@ -10,6 +10,14 @@ use super::*;
 
 const HOSTS: usize = 2_000;
 
+/// Memory of this process, in KiB.
+fn resident() -> usize {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let count = line.unwrap().split_whitespace().nth(1).unwrap();
+    count.parse().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_hosts_that_report_at_once_are_answered_soon() {
     let farm = Farm::new().await;
@@ -17,6 +25,7 @@ async fn two_thousand_hosts_that_report_at_once_are_answered_soon() {
         .map(|n| suite::record(&format!("i-{n}")))
         .collect();
     farm.api.hosts.settle(&records, noon());
+    let before = resident();
     let begin = Instant::now();
     let reports = (0..HOSTS).map(|n| {
         let farm = &farm;
@@ -34,10 +43,10 @@ async fn two_thousand_hosts_that_report_at_once_are_answered_soon() {
     let answered = answers.iter().filter(|answer| answer.status == 200).count();
     assert_eq!(answered, HOSTS);
     assert_eq!(farm.api.hosts.take_news().0.len(), HOSTS);
-    // A quarter of a second on a quiet core, and the clients beside it; the bound is for a busy one.
+    let grown = resident().saturating_sub(before);
+    // Unoptimised and on a busy machine two seconds and 50 MiB, the two thousand clients included.
     assert!(took < Duration::from_secs(20), "{took:?}");
-    // What was counted of them is bounded by them, and goes when they are calm.
-    assert!(farm.api.hosts.count() == HOSTS);
+    assert!(grown < 128 << 10, "{grown}");
 }
 
 /// Lines of the log.
