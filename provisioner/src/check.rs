@@ -936,3 +936,6 @@ fn rest_of_day(now: Timestamp) -> Duration {
         since(now, end.timestamp())
     })
 }
+
+#[cfg(test)]
+mod tests;
