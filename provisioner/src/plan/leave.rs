@@ -109,8 +109,8 @@ pub(crate) struct Leaving<'a, 'w> {
     pub(crate) memory: &'a PoolMemory,
     /// Called back in this pass.
     pub(crate) recalled: &'a [&'w Instance],
-    /// Whether anything is on its way up, from earlier passes or this one.
-    pub(crate) growing: bool,
+    /// Whether anything is on its way up or out: the room for a replacement may come of itself.
+    pub(crate) moving: bool,
     pub(crate) max_leaving: f64,
     pub(crate) now: Timestamp,
 }
@@ -194,7 +194,7 @@ impl Leaving<'_, '_> {
         };
         if !self.pool.source_hold {
             let spare = existing.saturating_sub(settings.min);
-            let mut replacing = if spare == 0 && existing == settings.min && !self.growing {
+            let mut replacing = if spare == 0 && existing == settings.min && !self.moving {
                 1
             } else {
                 spare

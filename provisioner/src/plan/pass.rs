@@ -133,8 +133,11 @@ impl<'c, 'w> Pool<'c, 'w> {
         let stands_still = self.census.source_hold || self.census.maintained;
         if self.target.wanted > 0 && !stands_still {
             self.recalled = leave::recallable(self.census, &self.images, world.now);
-            let wanted = usize::try_from(self.target.wanted).unwrap_or(usize::MAX);
-            self.recalled.truncate(wanted);
+            // Not above the maximum: they would be told to leave again.
+            let room = settings.max.saturating_sub(self.figures.existing);
+            let wanted = self.target.wanted.min(room);
+            self.recalled
+                .truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
             self.figures = self
                 .figures
                 .with_recalled(census::number(self.recalled.len()));
@@ -203,6 +206,13 @@ impl<'c, 'w> Pool<'c, 'w> {
             bounds.push((1, Blocker::Step, message));
         }
         bounds
+    }
+
+    /// Whether instances of the pool are on their way out that nobody holds.
+    fn makes_room(&self, world: &World) -> bool {
+        self.census
+            .of(census::Class::Stopping)
+            .any(|member| census::ours(member.instance, world.now))
     }
 
     fn seat(&mut self, world: &World) -> Seat<'w> {
@@ -348,7 +358,7 @@ impl<'c, 'w> Pool<'c, 'w> {
             target: self.target,
             memory: &memory,
             recalled: &self.recalled,
-            growing: self.figures.requested + self.launching > 0,
+            moving: self.figures.requested + self.launching > 0 || self.makes_room(world),
             max_leaving: config.limits.max_leaving,
             now: world.now,
         };

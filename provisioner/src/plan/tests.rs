@@ -1,5 +1,7 @@
 //! What holds for every plan, and both sides of each boundary.
 
+mod model;
+
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
