@@ -10,7 +10,8 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use farm_tests::ec2::{
-    Effect, FakeEc2, Fault, Outage, Point, Settings, SubnetSetting, Timing, image_id, subnet_id,
+    Effect, FakeEc2, Fault, Outage, Params, Point, Settings, SubnetSetting, Timing, image_id,
+    subnet_id,
 };
 use farm_tests::services::Moto;
 use jiff::{SignedDuration, Timestamp};
@@ -527,24 +528,25 @@ async fn a_template_somebody_deleted_is_made_again() {
     let farm = Farm::start(|_| {});
     let ec2 = farm.ec2().await;
     launch(&ec2, &request("s-1-1", 1)).await;
-    // Another EC2 with the same account: everything but the templates is still there.
-    farm.strike(
-        "CreateFleet",
-        Point::Before,
-        Effect::Error {
-            code: "InvalidLaunchTemplateName.NotFoundException".to_owned(),
-            status: 400,
-        },
-        1,
-    );
+    farm.fake.with(|ec2, now| {
+        let account = ec2.settings().account.clone();
+        let ask = |what: &str| Params::parse(&format!("Action={what}"));
+        let all = ask("DescribeLaunchTemplates");
+        let found = ec2.call(now, EAST, &account, &all).unwrap().document();
+        let name = found.split("<launchTemplateName>").nth(1).unwrap();
+        let mut delete = ask("DeleteLaunchTemplate");
+        delete.set("LaunchTemplateName", name.split('<').next().unwrap());
+        ec2.call(now, EAST, &account, &delete).unwrap();
+    });
+    // Surely nothing was launched, and the same request may be sent again.
     let error = ec2
         .launch(&request("s-1-2", 1), &user_data())
         .await
         .unwrap_err();
     assert!(matches!(error, LaunchError::Throttled { .. }), "{error}");
-    let asked = farm.fake.count("DescribeLaunchTemplateVersions");
     launch(&ec2, &request("s-1-2", 1)).await;
-    assert_eq!(farm.fake.count("DescribeLaunchTemplateVersions"), asked + 1);
+    assert_eq!(farm.fake.count("CreateLaunchTemplate"), 2);
+    assert_eq!(farm.fake.instances().len(), 2);
 }
 
 #[tokio::test]
