@@ -156,7 +156,7 @@ impl Service {
         let text = match item {
             "instance-id" => self.meta.id.to_string(),
             "instance-type" => offering.instance_type.to_string(),
-            "ami-id" => self.meta.image_id.to_string(),
+            "ami-id" => plain_name(self.meta.image_id.as_str()).to_owned(),
             "placement/region" => offering.region.to_string(),
             "placement/availability-zone" => offering.zone.to_string(),
             "instance-life-cycle" => match offering.capacity_type {
@@ -177,6 +177,12 @@ impl Service {
         };
         Some(text)
     }
+}
+
+/// The image as one word, as hosts expect it: of an id that is a path, its last part.
+fn plain_name(image_id: &str) -> &str {
+    let name = image_id.rsplit('/').find(|part| !part.is_empty());
+    name.unwrap_or("image")
 }
 
 impl Tokens {
