@@ -88,12 +88,7 @@ fn start_log(cli: &Cli) {
         Format::Text => log::Format::Text,
         Format::Json => log::Format::Json,
     };
-    // Only `run` speaks unasked.
-    let verbosity = match cli.verb {
-        Verb::Run(_) => cli.verbose.saturating_add(1),
-        _ => cli.verbose,
-    };
-    log::init(format, verbosity);
+    log::init(format, cli.verbose);
 }
 
 /// The same program with the same arguments in the place of this one: how a changed configuration is
@@ -196,7 +191,7 @@ async fn run(
     let serving = tokio::spawn(api::serve(
         api::router(Arc::new(api)),
         listener,
-        api::Limits::default(),
+        api::Limits::of_this_process(),
         closing.clone(),
     ));
     let state_dir = config.provisioner.state_dir.clone();

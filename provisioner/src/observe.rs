@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::demand::PoolDemand;
 use crate::ids::{InstanceId, InstanceType, PassId, PoolName, Region};
 use crate::money::Money;
-use crate::store::{InstanceRecord, Stored};
+use crate::store::{Change, InstanceRecord, Stored};
 use crate::world::{Instance, RegionView, Sight, World};
 
 /// Longest wait for one region. Ten thousand instances are ten pages; a page takes a second or two.
@@ -75,6 +75,25 @@ pub async fn look<C: Cloud>(cloud: &C, config: &Config) -> Seen {
         }
     }
     seen
+}
+
+/// Addresses that the cloud shows and the store does not know yet, to be written: a host may register
+/// only from the address of its instance.
+#[must_use]
+pub fn addresses(records: &mut [InstanceRecord], seen: &Seen) -> Vec<Change> {
+    let sightings = seen.sightings.values().flatten();
+    let addresses: HashMap<&InstanceId, _> = sightings
+        .filter_map(|sighting| Some((&sighting.id, sighting.private_address?)))
+        .collect();
+    let unknown = records
+        .iter_mut()
+        .filter(|record| record.private_address.is_none());
+    unknown
+        .filter_map(|record| {
+            record.private_address = Some(*addresses.get(&record.id)?);
+            Some(Change::InstanceSeen(Box::new(record.clone())))
+        })
+        .collect()
 }
 
 /// Types of all pools that may use `region`.

@@ -143,7 +143,8 @@ impl<C: Cloud, S: Store, D: Demand, W: Welcome> Centre<C, S, D, W> {
         let now = (self.clock)();
         let mut stored = self.store.stored(now).await?;
         let booking = bill::book(&stored.instances, stored.booked_until, now);
-        let changes = booking.enter(&mut stored, now);
+        let mut changes = booking.enter(&mut stored, now);
+        changes.extend(observe::addresses(&mut stored.instances, &seen));
         self.hosts.settle(&stored.instances, self.listening_since);
         let world = observe::world(id, now, &self.config, seen, stored, demand);
         Ok((world, changes))

@@ -57,7 +57,13 @@ fn filter(verbosity: u8) -> EnvFilter {
         _ => ("trace", "debug"),
     };
     let mut directives = others.to_owned();
-    for ours_is in ["runner", "cleanslate", "farm_events", "farm_telemetry"] {
+    for ours_is in [
+        "runner",
+        "cleanslate",
+        "provisioner",
+        "farm_events",
+        "farm_telemetry",
+    ] {
         directives.push_str(&format!(",{ours_is}={ours}"));
     }
     EnvFilter::new(directives)

@@ -463,6 +463,45 @@ pool = "biuld"
     }
 
     #[test]
+    fn every_key_is_documented() {
+        fn keys<T: serde::Serialize>(settings: &T) -> Vec<String> {
+            let value = serde_json::to_value(settings).expect("settings are JSON");
+            value
+                .as_object()
+                .expect("a table")
+                .keys()
+                .cloned()
+                .collect()
+        }
+        let page = include_str!("../../../docs/provisioner-configuration.md");
+        let section = |head: &str| {
+            let (_, rest) = page.split_once(&format!("## `{head}`\n")).expect(head);
+            rest.split("\n## ").next().unwrap_or(rest)
+        };
+        let rule = RuleSettings {
+            job: String::new(),
+            pool: None,
+            source: None,
+        };
+        for (head, keys) in [
+            ("[provisioner]", keys(&ProvisionerSettings::default())),
+            ("[local]", keys(&LocalSettings::default())),
+            ("[ec2]", keys(&Ec2Settings::default())),
+            ("[limits]", keys(&FleetLimits::default())),
+            ("[regions.NAME]", keys(&RegionSettings::default())),
+            ("[images.NAME]", keys(&ImageSettings::default())),
+            ("[pools.NAME]", keys(&PoolSettings::default())),
+            ("[demand]", keys(&DemandSettings::default())),
+            ("[[rules]]", keys(&rule)),
+        ] {
+            for key in keys {
+                let row = format!("| `{key}` |");
+                assert!(section(head).contains(&row), "{head} {key}");
+            }
+        }
+    }
+
+    #[test]
     fn a_password_in_the_address_of_the_store_is_refused_and_not_repeated() {
         let text =
             format!("{SMALLEST}\n[provisioner]\nstore = \"postgres://farm:hunter2@db/farm\"\n");
