@@ -1,5 +1,6 @@
-//! A Buildbot master with SQLite, its REST interface, and the account of one worker.
+//! A Buildbot master with SQLite, its REST interface, and the accounts of its workers.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,7 +12,7 @@ use crate::process::Process;
 use crate::programs;
 use crate::unique::Port;
 
-/// What differs between masters.
+/// What differs between masters of one worker.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Name of the one worker.
@@ -22,6 +23,17 @@ pub struct Settings {
     pub listed_job: String,
     /// A pipe on the host: a daemon runs each line that `delegating` writes to it as a command.
     pub host_daemon: PathBuf,
+}
+
+/// What differs between masters of many workers.
+#[derive(Clone, Debug)]
+pub struct Pools {
+    /// For each builder the names of its workers. Its builds succeed, a second after they began.
+    pub workers: BTreeMap<String, Vec<String>>,
+    /// A file on the hosts. Builds do not end before it is there.
+    pub gate: PathBuf,
+    /// The password of all of them.
+    pub password: String,
 }
 
 /// A running master.
@@ -46,25 +58,44 @@ pub struct Build {
 }
 
 impl Buildbot {
-    /// Makes a master and starts it.
+    /// Makes a master of one worker and starts it.
     ///
     /// # Panics
     ///
     /// If Buildbot is not installed or the master does not become ready.
     #[must_use]
     pub fn start(settings: &Settings) -> Self {
-        let directory = TempDir::with_prefix("farm-buildbot-").expect("a temporary directory");
-        let (pb, www, held) = (Port::reserve(), Port::reserve(), Port::reserve());
-        let log = directory.path().join("twistd.log");
-        let settings = json!({
+        Self::start_with(json!({
             "worker": settings.worker,
             "password": settings.password,
             "listed_job": settings.listed_job,
             "host_daemon": settings.host_daemon,
-            "pb_port": pb.number(),
-            "www_port": www.number(),
-            "held_port": held.number(),
-        });
+            "pools": {},
+        }))
+    }
+
+    /// Makes a master of many workers and starts it.
+    ///
+    /// # Panics
+    ///
+    /// If Buildbot is not installed or the master does not become ready.
+    #[must_use]
+    pub fn start_for(pools: &Pools) -> Self {
+        Self::start_with(json!({
+            "pools": pools.workers,
+            "password": pools.password,
+            "gate": pools.gate,
+            "host_daemon": "",
+        }))
+    }
+
+    fn start_with(mut settings: Value) -> Self {
+        let directory = TempDir::with_prefix("farm-buildbot-").expect("a temporary directory");
+        let (pb, www, held) = (Port::reserve(), Port::reserve(), Port::reserve());
+        let log = directory.path().join("twistd.log");
+        settings["pb_port"] = pb.number().into();
+        settings["www_port"] = www.number().into();
+        settings["held_port"] = held.number().into();
         write_master(directory.path(), &settings);
         let mut process = Process::start(
             &programs::python_environment().join("bin/buildbot"),
@@ -141,6 +172,17 @@ impl Buildbot {
         let url = format!("{}/buildrequests", api(self.www.number()));
         let answer: Value = get(&url, &[("complete", "false"), ("claimed", "false")])?.json()?;
         Ok(answer["buildrequests"].as_array().map_or(0, Vec::len))
+    }
+
+    /// The rows of a collection of its REST interface: `builds`, `buildrequests`, `workers`.
+    ///
+    /// # Errors
+    ///
+    /// If the master does not answer.
+    pub fn rows(&self, collection: &str) -> reqwest::Result<Vec<Value>> {
+        let url = format!("{}/{collection}", api(self.www.number()));
+        let answer: Value = get(&url, &[])?.json()?;
+        Ok(answer[collection].as_array().cloned().unwrap_or_default())
     }
 
     /// The last lines of its log.

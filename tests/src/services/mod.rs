@@ -11,7 +11,7 @@ mod postgres;
 mod rsyslog;
 mod victoria_metrics;
 
-pub use buildbot::{Build, Buildbot, Settings};
+pub use buildbot::{Build, Buildbot, Pools, Settings};
 pub use influxdb::InfluxDb;
 pub use moto::Moto;
 pub use postgres::Postgres;
