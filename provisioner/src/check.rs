@@ -113,10 +113,15 @@ impl<'a> Check<'a> {
                 }
             }
         };
-        let mut arrived: HashMap<&IntentId, u32> = HashMap::new();
+        let open = self.world.intents.iter();
+        let mut arrived: HashMap<&IntentId, u32> =
+            open.map(|intent| (&intent.request.intent, 0)).collect();
         for instance in &self.world.instances {
-            if let Some(intent) = &instance.intent {
-                *arrived.entry(intent).or_default() += 1;
+            if !arrived.is_empty()
+                && let Some(intent) = &instance.intent
+                && let Some(count) = arrived.get_mut(intent)
+            {
+                *count += 1;
             }
             if instance.state != InstanceState::Terminated {
                 let offering = &instance.offering;
@@ -143,7 +148,7 @@ impl<'a> Check<'a> {
             enter(Some(pool), region, *capacity_type, count, hourly, by_plan);
         };
         for intent in &self.world.intents {
-            let here = arrived.get(&intent.request.intent).copied().unwrap_or(0);
+            let here = arrived[&intent.request.intent];
             request(
                 &intent.request,
                 intent.request.count.saturating_sub(here),

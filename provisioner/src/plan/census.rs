@@ -243,7 +243,10 @@ pub(crate) fn take<'w>(world: &'w World, config: &'w Config) -> Census<'w> {
         .map(|intent| (&intent.request.intent, 0))
         .collect();
     for &instance in &instances {
-        if let Some(count) = instance.intent.as_ref().and_then(|id| brought.get_mut(id)) {
+        if !brought.is_empty()
+            && let Some(id) = &instance.intent
+            && let Some(count) = brought.get_mut(id)
+        {
             *count += 1;
         }
         if !super::counts(instance) {
