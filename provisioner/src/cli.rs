@@ -79,6 +79,8 @@ pub enum Verb {
     },
     /// Print the manual page.
     Man,
+    /// End every instance of the local cloud, whatever it does, and wait until nothing is left.
+    LocalStop,
     /// Run one instance of the local cloud.
     #[command(hide = true)]
     LocalInstance(crate::cloud::local::instance::Args),

@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser as _;
 use farm_telemetry::{Telemetry, log};
@@ -29,6 +30,9 @@ use provisioner::pass::Centre;
 use provisioner::service::{Ended, Service};
 use provisioner::store::{self, AnyStore, Missing, Pass, Store, StoreError};
 use provisioner::verbs::Streams;
+
+/// Time for a supervisor to end after its runner did.
+const LOCAL_STOP_SLACK: Duration = Duration::from_secs(5);
 
 type Standard = Streams<std::io::Stdout, std::io::Stderr>;
 
@@ -120,8 +124,10 @@ async fn answer(cli: Cli, config: Config, streams: &mut Standard) -> (Exit, bool
 }
 
 async fn look(verb: Verb, config: Config, streams: &mut Standard) -> Result<Exit, Exit> {
-    if let Verb::Check = verb {
-        return Ok(check(&config, streams).await);
+    match verb {
+        Verb::Check => return Ok(check(&config, streams).await),
+        Verb::LocalStop => return local_stop(&config, streams).await,
+        _ => {}
     }
     let store = store::open(&config.provisioner, Missing::Refuse)
         .await
@@ -138,6 +144,7 @@ async fn look(verb: Verb, config: Config, streams: &mut Standard) -> Result<Exit
         Verb::History(args) => streams.history(&store, args, now()).await,
         Verb::Run(_)
         | Verb::Check
+        | Verb::LocalStop
         | Verb::Completions { .. }
         | Verb::Man
         | Verb::LocalInstance(_) => unreachable!("answered before"),
@@ -322,6 +329,32 @@ async fn check(config: &Config, streams: &mut Standard) -> Exit {
         Err(exit) => return exit,
     };
     streams.findings(&cloud, faults).await
+}
+
+async fn local_stop(config: &Config, streams: &mut Standard) -> Result<Exit, Exit> {
+    let cloud = match cloud(config, streams).await? {
+        AnyCloud::Local(cloud) => cloud,
+        #[cfg(feature = "ec2")]
+        AnyCloud::Ec2(_) => {
+            let message = "`provisioner.cloud` is `ec2`: there is nothing to stop on this machine";
+            return Err(streams.refuse(Exit::Failed, message));
+        }
+    };
+    // A runner that does not end within its grace period is killed by its own supervisor first.
+    let patience = config.local.grace_period + LOCAL_STOP_SLACK;
+    let stopped = local::stop_all(cloud.directory(), patience, now)
+        .await
+        .map_err(|error| streams.refuse(Exit::Failed, error))?;
+    streams.say(format!(
+        "{} instances ended, {} of them killed",
+        stopped.instances - stopped.left,
+        stopped.killed
+    ));
+    if stopped.left > 0 {
+        let message = format!("{} instances are still there", stopped.left);
+        return Err(streams.refuse(Exit::Failed, message));
+    }
+    Ok(Exit::Done)
 }
 
 async fn plan(
