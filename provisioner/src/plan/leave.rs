@@ -16,8 +16,9 @@
 //! their way out for these reasons at once, rounded up; 0 means none. While a source holds the pool
 //! nobody leaves but over `max`: what leaves could not be replaced.
 //!
-//! A host that was told to quit and is wanted again goes on, unless it is fenced already: ending it
-//! may be under way.
+//! A host that was told to quit is never called back: on the host a quit is final, so that `fenced` can
+//! be relied on. One that is fenced although it is told to go on was told to quit before, by a store
+//! that is lost: it is told so again, and then ended.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -52,54 +53,6 @@ pub(crate) fn replaceable(
     drifted.then_some(LeaveReason::Drifted)
 }
 
-/// Hosts that were told to quit for a reason that is none any more, best first: they can be called
-/// back, if they are wanted.
-pub(crate) fn recallable<'w>(
-    pool: &PoolCensus<'w>,
-    images: &Wanted<'_>,
-    now: Timestamp,
-) -> Vec<&'w Instance> {
-    let can = |instance: &Instance| {
-        let Assignment::Quit { reason, .. } = instance.assignment else {
-            return false;
-        };
-        let surplus = match reason {
-            LeaveReason::Idle
-            | LeaveReason::OverTarget
-            | LeaveReason::Drifted
-            | LeaveReason::PoolRemoved => true,
-            LeaveReason::Maintenance
-            | LeaveReason::UsedUp
-            | LeaveReason::NeverStarted
-            | LeaveReason::NeverRegistered
-            | LeaveReason::Silent
-            | LeaveReason::Stray
-            | LeaveReason::Asked => false,
-        };
-        let alive = instance.host.as_ref().is_some_and(|host| {
-            host.activity != HostActivity::Fenced
-                && host.interruption_at.is_none()
-                && elapsed(host.heard_at, now) <= pool.settings.silence_timeout
-        });
-        surplus
-            && alive
-            && instance.ended_at.is_none()
-            && !instance.interrupted
-            && instance.state == crate::cloud::InstanceState::Running
-            && ours(instance, now)
-            && replaceable(instance, pool, images).is_none()
-    };
-    let mut hosts: Vec<&Instance> = pool
-        .members
-        .iter()
-        .map(|member| member.instance)
-        .filter(|instance| can(instance))
-        .collect();
-    // The cheapest, then the youngest: the reverse of who leaves.
-    hosts.sort_by_key(|instance| (instance.price, Reverse(instance.launched_at), &instance.id));
-    hosts
-}
-
 /// What is decided about the hosts of a pool.
 #[derive(Debug)]
 pub(crate) struct Leaving<'a, 'w> {
@@ -107,8 +60,6 @@ pub(crate) struct Leaving<'a, 'w> {
     pub(crate) images: &'a Wanted<'w>,
     pub(crate) target: Target,
     pub(crate) memory: &'a PoolMemory,
-    /// Called back in this pass.
-    pub(crate) recalled: &'a [&'w Instance],
     /// Whether anything is on its way up or out: the room for a replacement may come of itself.
     pub(crate) moving: bool,
     pub(crate) max_leaving: f64,
@@ -122,6 +73,7 @@ impl Leaving<'_, '_> {
             return self.drain();
         }
         let mut changes = self.resume();
+        changes.extend(self.remind());
         changes.extend(self.quit());
         changes
     }
@@ -159,12 +111,24 @@ impl Leaving<'_, '_> {
         members
             .filter(drained)
             .filter(|instance| self.told(instance))
-            .chain(self.recalled.iter().copied())
             .map(|instance| Reassignment {
                 id: instance.id.clone(),
                 assignment: Assignment::GoOn,
             })
             .collect()
+    }
+
+    /// Hosts that are fenced by a quit nobody here remembers.
+    fn remind(&self) -> impl Iterator<Item = Reassignment> {
+        let members = self.pool.members.iter().map(|member| member.instance);
+        let fenced = members.filter(|instance| fenced_unasked(instance) && self.told(instance));
+        fenced.map(|instance| Reassignment {
+            id: instance.id.clone(),
+            assignment: Assignment::Quit {
+                reason: LeaveReason::Asked,
+                since: self.now,
+            },
+        })
     }
 
     fn quit(&self) -> Vec<Reassignment> {
@@ -179,7 +143,7 @@ impl Leaving<'_, '_> {
             .filter_map(|instance| Some((instance, instance.host.as_ref()?)))
             .collect();
         hosts.sort_by_key(|(instance, host)| order(instance, host));
-        let mut existing = self.pool.count(Class::Existing) + number(self.recalled.len());
+        let mut existing = self.pool.count(Class::Existing);
         let mut budget = self.budget();
         let mut gone: BTreeSet<&crate::ids::InstanceId> = BTreeSet::new();
         let mut changes = Vec::new();
@@ -246,27 +210,27 @@ impl Leaving<'_, '_> {
 
     /// How many more may be told to leave in this pass.
     fn budget(&self) -> u32 {
-        let recalled: BTreeSet<_> = self.recalled.iter().map(|one| &one.id).collect();
-        budget(self.pool, self.max_leaving, |instance| {
-            recalled.contains(&instance.id)
-        })
+        budget(self.pool, self.max_leaving)
     }
 }
 
 /// How many more hosts of `pool` may be told to leave, given those that are leaving already.
-pub(crate) fn budget(
-    pool: &PoolCensus<'_>,
-    max_leaving: f64,
-    recalled: impl Fn(&Instance) -> bool,
-) -> u32 {
+pub(crate) fn budget(pool: &PoolCensus<'_>, max_leaving: f64) -> u32 {
     let hosts = || {
         let members = pool.members.iter().map(|member| member.instance);
         members.filter(|instance| instance.host.is_some())
     };
     let leaving = hosts().filter(|instance| {
-        matches!(instance.assignment, Assignment::Quit { .. }) && !recalled(instance)
+        matches!(instance.assignment, Assignment::Quit { .. }) || fenced_unasked(instance)
     });
     percentage(max_leaving, number(hosts().count())).saturating_sub(number(leaving.count()))
+}
+
+/// Fenced, by a quit that nobody here remembers.
+fn fenced_unasked(instance: &Instance) -> bool {
+    let host = instance.host.as_ref();
+    host.is_some_and(|host| host.activity == HostActivity::Fenced)
+        && instance.assignment == Assignment::GoOn
 }
 
 /// `percent` of `count`, rounded up.

@@ -82,7 +82,6 @@ struct Pool<'c, 'w> {
     images: Wanted<'w>,
     figures: Figures,
     target: Target,
-    recalled: Vec<&'w Instance>,
     repairing_since: Option<jiff::Timestamp>,
     offers: Offers<'w>,
     blocked: Vec<Blocked>,
@@ -113,7 +112,6 @@ impl<'c, 'w> Pool<'c, 'w> {
             images,
             figures,
             target: Target::default(),
-            recalled: Vec::new(),
             repairing_since: target::repairing_since(census, world.now),
             offers,
             blocked: Vec::new(),
@@ -125,24 +123,11 @@ impl<'c, 'w> Pool<'c, 'w> {
         pool
     }
 
-    /// How many hosts, how many of them by calling back, and what is left to ask for.
+    /// How many hosts, and what is left to ask for.
     fn size(&mut self, world: &World, config: &Config) {
         let settings = self.census.settings;
         let surge = self.surge(config);
         self.target = target::target(settings, self.figures, surge);
-        let stands_still = self.census.source_hold || self.census.maintained;
-        if self.target.wanted > 0 && !stands_still {
-            self.recalled = leave::recallable(self.census, &self.images, world.now);
-            // Not above the maximum: they would be told to leave again.
-            let room = settings.max.saturating_sub(self.figures.existing);
-            let wanted = self.target.wanted.min(room);
-            self.recalled
-                .truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
-            self.figures = self
-                .figures
-                .with_recalled(census::number(self.recalled.len()));
-            self.target = target::target(settings, self.figures, surge);
-        }
         let mut left = self.target.wanted;
         for (bound, by, message) in self.bounds(world) {
             if left > bound {
@@ -169,7 +154,7 @@ impl<'c, 'w> Pool<'c, 'w> {
             .filter(|member| leave::replaceable(member.instance, pool, &self.images).is_some())
             .count();
         let stuck = census::number(replaceable).saturating_sub(spare);
-        stuck.min(leave::budget(pool, config.limits.max_leaving, |_| false))
+        stuck.min(leave::budget(pool, config.limits.max_leaving))
     }
 
     /// What the pool itself bounds: at most how many, by what, in words.
@@ -357,7 +342,6 @@ impl<'c, 'w> Pool<'c, 'w> {
             images: &self.images,
             target: self.target,
             memory: &memory,
-            recalled: &self.recalled,
             moving: self.figures.requested + self.launching > 0 || self.makes_room(world),
             max_leaving: config.limits.max_leaving,
             now: world.now,

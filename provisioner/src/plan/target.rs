@@ -92,15 +92,6 @@ impl Figures {
             stopping: pool.count(Class::Stopping),
         }
     }
-
-    /// These figures with `count` hosts called back that were on their way out.
-    pub(crate) fn with_recalled(self, count: u32) -> Self {
-        Self {
-            existing: self.existing + count,
-            stopping: self.stopping - count,
-            ..self
-        }
-    }
 }
 
 fn has_job(host: &crate::world::HostView) -> bool {

@@ -13,7 +13,7 @@ use crate::check::check;
 use crate::cloud::{CapacityType, InstanceState, ShortReason};
 use crate::ids::{InstanceId, PoolName};
 use crate::world::{
-    Assignment, HostActivity, Instance, Interruptions, LeaveReason, PoolMemory, ShortageKey, Sight,
+    Assignment, HostActivity, Interruptions, LeaveReason, PoolMemory, ShortageKey, Sight,
 };
 
 fn planned(farm: &Farm) -> Plan {
@@ -646,22 +646,26 @@ fn hosts_of_a_pool_that_is_gone_leave() {
 }
 
 #[test]
-fn a_host_that_is_wanted_again_goes_on() {
+fn a_host_that_was_told_to_quit_is_not_called_back() {
     let mut farm = farm();
     farm.demand("build", 3, 0);
-    for id in ["i-1", "i-2", "i-3", "i-4"] {
+    for id in ["i-1", "i-2", "i-3"] {
         farm.host(id, 1).assignment = quit(LeaveReason::Idle, MINUTE);
     }
-    let fenced = |instance: &mut Instance| {
-        instance.host.as_mut().unwrap().activity = HostActivity::Fenced;
-    };
-    fenced(&mut farm.world.instances[0]);
-    farm.world.instances[1].ended_at = Some(ago(5));
-    farm.world.instances[3].assignment = quit(LeaveReason::Asked, MINUTE);
+    farm.world.instances[0].host.as_mut().unwrap().activity = HostActivity::Fenced;
     let plan = planned(&farm);
-    assert_eq!(told(&plan), [("i-3", "go on")]);
-    assert_eq!(ended(&plan), [("i-1", "idle"), ("i-2", "idle")]);
-    assert_eq!(launching(&plan), 2);
+    assert_eq!(told(&plan), []);
+    assert_eq!(ended(&plan), [("i-1", "idle")]);
+    assert_eq!(launching(&plan), 3);
+}
+
+#[test]
+fn a_host_that_is_fenced_by_a_quit_nobody_remembers_is_told_so_again() {
+    let mut farm = farm();
+    farm.host("i-1", 1);
+    farm.host("i-2", 1).host.as_mut().unwrap().activity = HostActivity::Fenced;
+    assert_eq!(told(&planned(&farm)), [("i-2", "asked")]);
+    assert_eq!(ended(&planned(&farm)), [], "it has not confirmed this quit");
 }
 
 // Who is ended.

@@ -8,7 +8,7 @@ use super::super::{Plan, plan};
 use crate::check::check;
 use crate::cloud::InstanceState;
 use crate::ids::PassId;
-use crate::world::{Assignment, HostActivity, HostView, Instance, LeaveReason, Sight};
+use crate::world::{Assignment, HostActivity, HostView, Instance, Sight};
 
 /// Passes from the launch of an instance to the registration of its host.
 const BOOT: i64 = 3;
@@ -241,20 +241,4 @@ fn a_rollback_replaces_every_host_and_then_rests() {
             .all(|instance| instance.image == Some(name("stable")))
     );
     assert_eq!(model.pass(60), Done::default());
-}
-
-#[test]
-fn a_host_told_to_leave_for_a_surplus_is_called_back_by_the_next_job() {
-    let mut farm = farm();
-    farm.busy("i-1").assignment = Assignment::GoOn;
-    let leaving = farm.busy("i-2");
-    leaving.assignment = Assignment::Quit {
-        reason: LeaveReason::OverTarget,
-        since: leaving.launched_at,
-    };
-    farm.demand("build", 1, 2);
-    let plan = plan(&farm.world, &farm.config, 1);
-    assert_eq!(plan.assignments.len(), 1);
-    assert_eq!(plan.assignments[0].assignment, Assignment::GoOn);
-    assert!(plan.launches.is_empty());
 }
