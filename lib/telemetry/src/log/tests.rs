@@ -10,6 +10,14 @@ fn libraries_are_quiet_until_trace_is_asked_for() {
 }
 
 #[test]
+fn each_of_our_programs_is_heard_without_being_asked_to_speak_up() {
+    let shown = filter(0).to_string();
+    for program in ["runner", "cleanslate", "provisioner"] {
+        assert!(shown.contains(&format!("{program}=info")), "{shown}");
+    }
+}
+
+#[test]
 fn a_pipe_or_a_file_is_not_the_journal() {
     // Tests run with standard error on a pipe, a file or a terminal.
     assert!(!is_journal());
