@@ -39,6 +39,7 @@ pub mod service;
 pub mod shortage;
 pub mod store;
 pub mod table;
+pub mod troubles;
 pub mod verbs;
 pub mod view;
 pub mod world;

@@ -29,6 +29,7 @@ use provisioner::ids::{PassId, PoolName};
 use provisioner::pass::Centre;
 use provisioner::service::{Ended, Service};
 use provisioner::store::{self, AnyStore, Missing, Pass, Store, StoreError};
+use provisioner::troubles::Told;
 use provisioner::verbs::Streams;
 
 /// Time for a supervisor to end after its runner did.
@@ -219,6 +220,7 @@ async fn run(
         rng: chance(),
         stop: stopping,
         leading,
+        told: Told::default(),
     };
     tell_init(&sd_notify::NotifyState::Ready);
     let ended = service.run(may_follow).await;

@@ -16,7 +16,8 @@ use tracing::{info, warn};
 
 use crate::cloud::Cloud;
 use crate::pass::{Centre, Demand, PassReport, Welcome};
-use crate::store::{Store, StoreError, Term};
+use crate::store::{Pass, Store, StoreError, Term};
+use crate::troubles::{Told, troubles};
 
 /// Longest wait after the store failed: an operator who mended it should not have to wait longer.
 const LONGEST_STORE_WAIT: Duration = Duration::from_secs(30);
@@ -38,6 +39,8 @@ pub struct Service<C, S, D, W> {
     pub stop: watch::Receiver<bool>,
     /// Whether this provisioner leads, for those who answer hosts.
     pub leading: watch::Sender<bool>,
+    /// What was said of troubles, so that each is said once.
+    pub told: Told,
 }
 
 /// Why the loop ended.
@@ -91,6 +94,11 @@ impl<C: Cloud, S: Store, D: Demand, W: Welcome> Service<C, S, D, W> {
             match self.centre.pass(term, seed).await {
                 Ok(report) => {
                     failures = 0;
+                    let Pass {
+                        id, world, plan, ..
+                    } = report.pass.as_ref();
+                    let troubles = troubles(world, plan, &self.centre.config);
+                    self.told.tell(*id, &troubles);
                     self.record(&report, began.elapsed());
                 }
                 Err(error @ StoreError::Unavailable(_)) => {

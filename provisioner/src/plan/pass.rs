@@ -293,7 +293,9 @@ impl<'c, 'w> Pool<'c, 'w> {
             match self.offers.considered.first() {
                 None => (
                     Blocker::NoOffering,
-                    format!("none of pools.{name}.types is sold in the regions of the pool"),
+                    format!(
+                        "none of pools.{name}.types is sold in the zones the pool may use: `provisioner check` says what is missing"
+                    ),
                 ),
                 Some(best) => {
                     let why = match &best.standing {
