@@ -170,8 +170,11 @@ async fn run(
         .await
         .map_err(|error| refuse_store(&error, streams))?;
     let store = Arc::new(store);
-    // The embedded store is one process's.
+    // The embedded store is one process's. Asked before the port is, which the other one has too.
     let may_follow = config.provisioner.store != "sqlite";
+    if !may_follow && matches!(store.lead().await, Ok(None)) {
+        return Err(refuse_second(&config.provisioner.state_dir, streams));
+    }
     let demand = Asking::new(&config).map_err(|faults| refuse_all(faults, streams))?;
     let telemetry = Telemetry::start(
         &config.telemetry,
@@ -235,15 +238,17 @@ async fn run(
         .ok();
     match ended {
         Ok(Ended::Asked) => Ok((Exit::Done, *again.borrow())),
-        Ok(Ended::Locked) => Err(streams.refuse(
-            Exit::Locked,
-            format!(
-                "another provisioner works in `{}`: stop it, or give this one a `provisioner.state_dir` of its own",
-                state_dir.display()
-            ),
-        )),
+        Ok(Ended::Locked) => Err(refuse_second(&state_dir, streams)),
         Err(error) => Err(refuse_store(&error, streams)),
     }
+}
+
+fn refuse_second(state_dir: &Path, streams: &mut Standard) -> Exit {
+    let message = format!(
+        "another provisioner works in `{}`: stop it, or give this one a `provisioner.state_dir` of its own",
+        state_dir.display()
+    );
+    streams.refuse(Exit::Locked, message)
 }
 
 fn listen(config: &Config, streams: &mut Standard) -> Result<TcpListener, Exit> {
