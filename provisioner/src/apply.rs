@@ -463,7 +463,9 @@ where
                     ));
                 }
                 if !launched.shortfalls.is_empty() {
-                    changes.push(act(ActionVerb::LaunchFell, None, fell(request, launched)));
+                    let fell = fell(request, launched);
+                    warn!(pool = %request.pool, region = %request.region, image = %request.image, error = fell, "a launch brought less than wanted");
+                    changes.push(act(ActionVerb::LaunchFell, None, fell));
                 }
                 changes.extend(learnt(world, request, launched, now));
                 let news = records
@@ -476,7 +478,9 @@ where
                     .extend(fell.map(|shortfall| fell_short(request, shortfall, now)));
                 let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
                 *applied.launched.entry(request.pool.clone()).or_default() += count;
-                info!(pool = %request.pool, region = %request.region, image = %request.image, count, wanted = request.count, "launched");
+                if count > 0 {
+                    info!(pool = %request.pool, region = %request.region, image = %request.image, count, wanted = request.count, "launched");
+                }
                 Answer::Launched {
                     launched: launched.clone(),
                     records,
