@@ -486,9 +486,21 @@ fn explained(fault: Fault, request: &LaunchRequest) -> Fault {
     fault.with(&format!("pool `{pool}` in {region}{about}{advice}"))
 }
 
+/// A refusal of a look says what a person does about it. Who looks adds the pools.
+fn advised(fault: Fault) -> Fault {
+    let Fault::Refused { reason, code, .. } = &fault else {
+        return fault;
+    };
+    match fault::advice(*reason).filter(|_| !code.is_empty()) {
+        Some(advice) => fault.with(advice),
+        None => fault,
+    }
+}
+
 impl Cloud for Ec2 {
     async fn instances(&self, region: &Region) -> Result<Vec<Sighting>, CloudError> {
-        Ok(self.region(region)?.instances(&self.farm).await?)
+        let seen = self.region(region)?.instances(&self.farm).await;
+        Ok(seen.map_err(advised)?)
     }
 
     async fn offerings(
@@ -496,7 +508,8 @@ impl Cloud for Ec2 {
         region: &Region,
         types: &BTreeSet<InstanceType>,
     ) -> Result<Vec<Offering>, CloudError> {
-        Ok(self.region(region)?.offerings(&self.farm, types).await?)
+        let sold = self.region(region)?.offerings(&self.farm, types).await;
+        Ok(sold.map_err(advised)?)
     }
 
     async fn launch(
