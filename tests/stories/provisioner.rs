@@ -42,6 +42,8 @@ const POOLS: [&str; 2] = [BUILD, TEST];
 const MIN: usize = 1;
 const MAX: usize = 4;
 const BUILDS_EACH: usize = 15;
+/// Builds for fewer hosts than the maximum, and more than the minimum.
+const FEW_EACH: usize = 3;
 /// Those that wait while each host has one.
 const WAITING: usize = BUILDS_EACH - MAX;
 
@@ -127,11 +129,14 @@ fn hosts_come_for_thirty_builds_finish_them_and_leave_down_to_the_minimum() {
     farm.resume();
     farm.until_finished(2 * BUILDS_EACH + 2, BUILDS_LIMIT);
     assert_eq!(farm.launches().len(), launched, "those who were there did");
+
+    farm.assert_few_builds_bring_as_many_hosts(FEW_EACH);
+    farm.until_finished(2 * (BUILDS_EACH + 1 + FEW_EACH), BUILDS_LIMIT);
     for pool in POOLS {
         farm.until_hosts("the minimum", pool, LEAVE_LIMIT, |hosts| hosts.len() == MIN);
     }
 
-    farm.assert_each_build_was_finished_once_by_a_host_of_its_pool(BUILDS_EACH + 1);
+    farm.assert_each_build_was_finished_once_by_a_host_of_its_pool(BUILDS_EACH + 1 + FEW_EACH);
     farm.assert_history_has_each_launch_from_decision_to_end();
     for pool in POOLS {
         assert_eq!(farm.most_at_once(pool), MAX, "{pool}");
@@ -585,6 +590,10 @@ fail "no name of \`$pool\` is free"
         self.place.write("shared/gate", "");
     }
 
+    fn close_the_gate(&self) {
+        fs_err::remove_file(self.place.path("shared/gate")).expect("it was open");
+    }
+
     fn until_finished(&mut self, count: usize, limit: Duration) {
         self.until("the builds", limit, |farm| {
             let finished = farm.master.finished().map_err(|error| error.to_string())?;
@@ -743,6 +752,25 @@ fail "no name of \`$pool\` is free"
                 "{hosts:?}"
             );
         }
+    }
+
+    /// Where no limit is near, the number is that of the formula: what boots is not asked for again.
+    fn assert_few_builds_bring_as_many_hosts(&mut self, few: usize) {
+        self.close_the_gate();
+        let before = self.launches().len();
+        self.submit(&POOLS, few);
+        for pool in POOLS {
+            self.until_hosts("a host for each build", pool, SOON, |hosts| {
+                hosts.len() >= few && all(hosts, Phase::Busy)
+            });
+        }
+        self.pass_by(2);
+        for pool in POOLS {
+            assert_eq!(self.hosts(pool).len(), few, "{pool}");
+        }
+        let launched = self.launches().len() - before;
+        assert_eq!(launched, POOLS.len() * (few - MIN));
+        self.open_the_gate();
     }
 
     fn resume(&self) {
