@@ -5,8 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::warn;
 
+use crate::cloud::Finding;
 use crate::config::Config;
-use crate::demand::rules::Rules;
+use crate::demand::rules::{RuleReport, Rules};
 use crate::demand::{Memory, Sources, observe_all, resolve};
 use crate::observe::Asked;
 use crate::pass::Demand;
@@ -44,6 +45,24 @@ impl Asking {
             memory: Memory::default(),
             told: Vec::new(),
         })
+    }
+
+    /// Each source asked once, and the rules that can never get a job.
+    pub async fn check(&self, now: Timestamp) -> Vec<Finding> {
+        let answers = observe_all(&self.sources, now, DEADLINE).await;
+        let sources = answers.into_iter().map(|(name, answer)| Finding {
+            subject: format!("source {name}"),
+            fault: answer.err().map(|error| error.to_string()),
+        });
+        let report = RuleReport {
+            shadowed: self.rules.surely_shadowed(),
+            ..RuleReport::default()
+        };
+        let rules = report.sentences().into_iter().map(|sentence| Finding {
+            subject: "rules".into(),
+            fault: Some(sentence),
+        });
+        sources.chain(rules).collect()
     }
 }
 

@@ -22,6 +22,7 @@ use provisioner::asking::Asking;
 use provisioner::cli::{Cli, ExplainArgs, Format, PlanArgs, PsArgs, RunArgs, Verb};
 use provisioner::cloud::any::AnyCloud;
 use provisioner::cloud::local::{self, Surroundings};
+use provisioner::cloud::{Cloud as _, Finding};
 use provisioner::config::{self, CloudKind, Config};
 use provisioner::exit::Exit;
 use provisioner::hosts::Hosts;
@@ -324,18 +325,23 @@ fn stop_or_leave(stop: &watch::Sender<bool>, again: &watch::Sender<bool>) {
 }
 
 async fn check(config: &Config, streams: &mut Standard) -> Exit {
-    let mut faults = Vec::new();
-    if let Err(found) = Asking::new(config) {
-        faults.extend(found);
-    }
+    let fault = |fault: String| Finding {
+        subject: "configuration".into(),
+        fault: Some(fault),
+    };
+    let mut findings = match Asking::new(config) {
+        Ok(asking) => asking.check(now()).await,
+        Err(faults) => faults.into_iter().map(fault).collect(),
+    };
     if let Err(error) = Admin::open(&config.provisioner) {
-        faults.push(error.to_string());
+        findings.push(fault(error.to_string()));
     }
     let cloud = match cloud(config, streams).await {
         Ok(cloud) => cloud,
         Err(exit) => return exit,
     };
-    streams.findings(&cloud, faults).await
+    findings.extend(cloud.check().await);
+    streams.findings(&findings)
 }
 
 async fn local_stop(config: &Config, streams: &mut Standard) -> Result<Exit, Exit> {

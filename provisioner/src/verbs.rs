@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::check;
 use crate::cli::{Cli, Format, HistoryArgs, HoldArgs, MaintenanceArgs, ReleaseArgs, Switch};
-use crate::cloud::{Cloud, Finding};
+use crate::cloud::Finding;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::explain;
@@ -172,14 +172,8 @@ impl<O: Write, E: Write> Streams<O, E> {
         }
     }
 
-    /// `provisioner check`: what the cloud found, and `faults` found before.
-    pub async fn findings<C: Cloud>(&mut self, cloud: &C, faults: Vec<String>) -> Exit {
-        let own = faults.into_iter().map(|fault| Finding {
-            subject: "configuration".into(),
-            fault: Some(fault),
-        });
-        let mut findings: Vec<Finding> = own.collect();
-        findings.extend(cloud.check().await);
+    /// `provisioner check`: all that was looked at, and 1 if anything is wrong.
+    pub fn findings(&mut self, findings: &[Finding]) -> Exit {
         let is_whole = findings.iter().all(|finding| finding.fault.is_none());
         let printed = self.answer(&findings, |findings| {
             let line = |finding: &Finding| match &finding.fault {
