@@ -1,4 +1,5 @@
-//! SPECIFICATION.md names a test for each promise; this one keeps those names true.
+//! SPECIFICATION.md names a test for each promise, and `docs/provisioner-faults.md` for each fault;
+//! this one keeps those names true.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -9,14 +10,19 @@ use std::path::Path;
 fn every_test_that_the_specification_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut defined = BTreeSet::new();
-    for directory in ["runner", "cleanslate", "lib", "tests"] {
+    for directory in ["runner", "cleanslate", "provisioner", "lib", "tests"] {
         collect_functions(&root.join(directory), &mut defined);
     }
-    let text = fs_err::read_to_string(root.join("SPECIFICATION.md")).unwrap();
-    let named = named_tests(&text);
-    assert!(named.len() > 50, "few names found: {named:?}");
-    let missing: Vec<_> = named.difference(&defined).collect();
-    assert!(missing.is_empty(), "no such test: {missing:?}");
+    for (document, least) in [("SPECIFICATION.md", 50), ("docs/provisioner-faults.md", 20)] {
+        let text = fs_err::read_to_string(root.join(document)).unwrap();
+        let named = named_tests(&text);
+        assert!(
+            named.len() >= least,
+            "few names found in {document}: {named:?}"
+        );
+        let missing: Vec<_> = named.difference(&defined).collect();
+        assert!(missing.is_empty(), "no such test: {missing:?}");
+    }
 }
 
 /// What stands in backticks behind an arrow and looks like the name of a test.

@@ -207,6 +207,12 @@ fn a_clock_that_is_wrong_is_made_up_for_by_that_of_ec2() {
         assert_eq!(farm.alive().len(), wanted as usize, "{ahead:#}");
     }
     farm.fake.with(|ec2, _| ec2.set_clock_check(None));
+    // Said by the first pass of each of the two, for each of the two regions.
+    let said = farm.said("WARN");
+    assert_eq!(said.len(), 4, "{said:?}");
+    for word in ["RequestExpired", "the clock of this machine"] {
+        assert!(said.iter().all(|line| line.contains(word)), "{said:?}");
+    }
     farm.assert_in_order(2);
 }
 
