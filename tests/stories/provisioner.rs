@@ -41,6 +41,8 @@ const POOLS: [&str; 2] = [BUILD, TEST];
 
 const MIN: usize = 1;
 const MAX: usize = 4;
+/// In EC2, where hosts cost nothing here and no build ends: more than builds ask for.
+const MAX_IN_EC2: usize = 20;
 const BUILDS_EACH: usize = 15;
 /// Builds for fewer hosts than the maximum, and more than the minimum.
 const FEW_EACH: usize = 3;
@@ -161,10 +163,10 @@ fn the_same_demand_launches_in_ec2_once_and_one_at_a_time_when_nobody_comes_up()
         }
     };
     wait::until("the first launches", SOON, || {
-        launched(&farm, &|count| count == MAX)
+        launched(&farm, &|count| count == BUILDS_EACH)
     });
     farm.pass_by(2);
-    launched(&farm, &|count| count == MAX).expect("what boots is not asked for again");
+    launched(&farm, &|count| count == BUILDS_EACH).expect("what boots is not asked for again");
     let boots = farm.launches();
     for pool in POOLS {
         farm.assert_moto_has_what_history_says(pool);
@@ -174,7 +176,7 @@ fn the_same_demand_launches_in_ec2_once_and_one_at_a_time_when_nobody_comes_up()
 
     // moto shows what has ended for ever, so this counts whatever was launched.
     wait::until("two probes in each pool", LEAVE_LIMIT, || {
-        launched(&farm, &|count| count >= MAX + 2)
+        launched(&farm, &|count| count >= BUILDS_EACH + 2)
     });
     let ended: BTreeSet<InstanceId> = farm
         .history()
@@ -203,7 +205,7 @@ fn the_same_demand_launches_in_ec2_once_and_one_at_a_time_when_nobody_comes_up()
     }
     farm.assert_no_pass_went_beyond_the_limits();
     for pool in POOLS {
-        assert_eq!(farm.most_at_once(pool), MAX, "{pool}");
+        assert!(farm.most_at_once(pool) <= MAX_IN_EC2, "{pool}");
     }
 }
 
@@ -281,6 +283,9 @@ impl Farm {
             endpoint = "{endpoint}"
             credentials_file = {keys:?}
 
+            [limits]
+            max_forced_terminations = 100
+
             [regions.us-east-1]
             subnets = {subnets:?}
 
@@ -301,6 +306,7 @@ impl Farm {
 
     /// Writes the configuration: what both clouds share, over it `own`.
     fn configure(&self, own: &str) {
+        let max = self.max();
         let (cloud, machine) = match self.moto {
             Some(_) => ("ec2", "c5.large"),
             None => ("local", "small"),
@@ -339,7 +345,7 @@ impl Farm {
                 image = "worker"
                 types = {{ "{machine}" = 1.0 }}
                 min = {MIN}
-                max = {MAX}
+                max = {max}
                 idle_timeout = "5s"
                 surplus_delay = "3s"
                 "#
@@ -348,6 +354,13 @@ impl Farm {
         self.place.write("etc/provisioner.toml", &shared);
         self.place.make_directory("etc/provisioner.d");
         self.place.write("etc/provisioner.d/50-cloud.toml", own);
+    }
+
+    const fn max(&self) -> usize {
+        match self.moto {
+            Some(_) => MAX_IN_EC2,
+            None => MAX,
+        }
     }
 
     /// An image with the shipped task that takes a build, and one that gives the host its name.
@@ -928,7 +941,7 @@ fail "no name of \`$pool\` is free"
                     .filter(|launch| ours(&launch.pool));
                 let launching: u32 = launching.map(|launch| launch.count).sum();
                 let all = there.count() + usize::try_from(launching).expect("it is small");
-                assert!(all <= MAX, "pass {}: {all} of {pool}", pass.id);
+                assert!(all <= self.max(), "pass {}: {all} of {pool}", pass.id);
             }
         }
     }
@@ -966,7 +979,7 @@ fail "no name of \`$pool\` is free"
                 counts.push(usize::try_from(plan.launching).expect("it is small"));
             }
             let (first, probes) = counts.split_first().expect("something was launched");
-            assert_eq!(*first, MAX, "{pool}: {counts:?}");
+            assert_eq!(*first, BUILDS_EACH, "{pool}: {counts:?}");
             assert!(probes.len() >= 2, "{pool}: {counts:?}");
             assert!(probes.iter().all(|count| *count == 1), "{pool}: {counts:?}");
         }
