@@ -34,6 +34,9 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 use tokio::runtime::Runtime;
 
+/// Where an instance has Buildbot, and the program that starts a worker.
+const WORKER_ENVIRONMENT: &str = "/run/buildbot-environment";
+const WORKER_COMMAND: &str = "/run/buildbot-command";
 /// Two builders, each with a pool of its name.
 const BUILD: &str = "linux64-build";
 const TEST: &str = "linux64-test";
@@ -377,8 +380,15 @@ impl Farm {
             "image/tasks.d/20-host-name",
             &format!(
                 r#"#!/bin/sh
-# Takes a name of this pool that nobody has, once.
+# Makes Buildbot reachable for the job user, who may not look into the home directory it may lie in,
+# and takes a name of this pool that nobody has; each once.
 . "${{0%/*}}/lib.sh"
+if [ ! -e {command} ]; then
+    mkdir -- {environment}
+    mount --bind {installed} {environment}
+    printf '#!/bin/sh\nexec {environment}/bin/python {environment}/bin/buildbot-worker "$@"\n' >{command}
+    chmod 755 {command}
+fi
 names={names}
 pool=$(require telemetry.pool)
 [ ! -d "$names/$(uname -n)" ] || exit 0
@@ -395,6 +405,9 @@ done
 fail "no name of \`$pool\` is free"
 "#,
                 names = place.path("shared/names").display(),
+                installed = programs::python_environment().display(),
+                environment = WORKER_ENVIRONMENT,
+                command = WORKER_COMMAND,
             ),
         );
         place.write_secret("image/buildbot.password", PASSWORD);
@@ -415,7 +428,7 @@ fail "no name of \`$pool\` is free"
                 "#,
                 port = self.master.worker_port(),
                 password = place.path("image/buildbot.password"),
-                command = programs::python_environment().join("bin/buildbot-worker"),
+                command = WORKER_COMMAND,
             ),
         );
     }
