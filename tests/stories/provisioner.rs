@@ -683,7 +683,12 @@ fail "no name of \`$pool\` is free"
         self.until("all hosts there may be, each with a build", SOON, |farm| {
             let pass = farm.pass(farm.last_pass_id());
             let rows = view::pools(&pass);
-            let is_full = |row: &PoolRow| (row.existing, row.busy) == (count(MAX), count(MAX));
+            let is_full = |row: &PoolRow| {
+                // A request that a worker is just taking is neither waiting nor running.
+                let demand = (row.pending, row.running);
+                (row.existing, row.busy) == (count(MAX), count(MAX))
+                    && demand == (Some(count(WAITING)), Some(count(MAX)))
+            };
             // What the master says of a build is known a moment before its host says it.
             let told = POOLS.iter().all(|pool| all(&farm.hosts(pool), Phase::Busy));
             if rows.iter().all(is_full) && told {

@@ -167,9 +167,12 @@ impl Sqlite {
 
     /// The version of the schema; 0: an empty file.
     async fn version(&self, connection: &mut SqliteConnection) -> Result<i64, Fault> {
+        // As of one moment: another process may be making the store.
+        connection.run("BEGIN", Vec::new()).await?;
         let application = pragma(connection, "PRAGMA application_id").await?;
         let version = pragma(connection, "PRAGMA user_version").await?;
         let tables = pragma(connection, "SELECT COUNT(*) FROM sqlite_schema").await?;
+        connection.run("COMMIT", Vec::new()).await?;
         if (application, version, tables) == (0, 0, 0) {
             return Ok(0);
         }
