@@ -1,8 +1,8 @@
 //! Amazon EC2. The only place that names its SDK.
 //!
 //! A launch is one `CreateFleet` of type `instant`, made from a launch template of ours, with a token
-//! that follows from the intent; see [`launch`], [`template`] and [`token`]. What EC2 answers is
-//! understood in [`fault`]. Every call passes [`call`], and with it the budget of its region.
+//! that follows from the intent; see `launch`, `template` and `token`. What EC2 answers is
+//! understood in `fault`. Every call passes `call`, and with it the budget of its region.
 //!
 //! An `instant` fleet is nothing but the record of a launch: it is never deleted here, because that
 //! would end its instances.

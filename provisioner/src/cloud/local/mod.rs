@@ -2,9 +2,9 @@
 //!
 //! The cloud is not the provisioner. An instance is a directory and a supervising process of its own,
 //! which lives on when the provisioner dies ([`instance`]); what was accepted is on disk before
-//! anything is started ([`disk`]), so a launch that its caller did not survive is carried out by
+//! anything is started (`disk`), so a launch that its caller did not survive is carried out by
 //! whoever asks next. What is sold, at which price and how much of it, and what is taken back, is in
-//! a file ([`market`]); which offerings a launch gets is decided in [`allocate`].
+//! a file (`market`); which offerings a launch gets is decided in `allocate`.
 //!
 //! # How a launch happens once
 //!
