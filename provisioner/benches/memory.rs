@@ -208,7 +208,7 @@ impl Cloud for Endless {
         let now = Timestamp::now();
         let seen = (0..self.0).filter_map(|number| {
             let record = record(number, now);
-            (record.offering.region == *region).then(|| Sighting {
+            (record.offering.region == *region).then_some(Sighting {
                 id: record.id,
                 offering: record.offering,
                 state: InstanceState::Running,
