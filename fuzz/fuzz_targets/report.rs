@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
             continue;
         };
         assert!(
-            trusted || key.starts_with("job."),
+            trusted || JOB_KEYS.contains(&key),
             "`{key}` of a task that is not trusted"
         );
         assert!(!value.contains(char::is_control), "{value:?}");
